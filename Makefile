@@ -1,0 +1,55 @@
+# Everything a stranger needs: `make run` and `make test`.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup run test lint proto proto-check bench chaos interop clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(wildcard proto/outrigger/v1/*.proto)
+STAMP := $(VENV)/.installed
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## make the virtual environment with pinned packages
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: setup ## the whole story with real processes; ends by itself
+	$(BIN)/outrigger demo
+
+lint: setup ## ruff, mypy, import contracts, docstrings, proto lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/interrogate --quiet tests
+	cd proto && ../$(BIN)/buf lint
+
+proto: setup ## regenerate the stubs
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. \
+	  --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
+
+test: lint proto-check ## lint, stubs and every test
+	$(BIN)/python -P -m pytest tests -m "not chaos"
+
+proto-check: setup ## the committed stubs are what the protos give
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$$scratch --grpc_python_out=$$scratch \
+	  --mypy_out=quiet:$$scratch --mypy_grpc_out=quiet:$$scratch $(PROTOS) && \
+	cp outrigger/v1/__init__.py $$scratch/outrigger/v1/ && \
+	diff -r -x __pycache__ $$scratch/outrigger/v1 outrigger/v1 && echo "stubs are fresh"
+
+bench: setup ## measure side by side; writes bench/results
+	$(BIN)/python -P -m bench
+
+chaos: setup ## kill each part ten times; time to recovery
+	$(BIN)/python -P -m bench.chaos
+
+clean: ## remove what setup made
+	rm -rf $(VENV)

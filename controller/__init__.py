@@ -1,0 +1,1 @@
+"""The fleet's controller: registry, scheduler, admin API."""

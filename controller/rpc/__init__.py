@@ -1,0 +1,1 @@
+"""The controller's API: servicers and the mapping to and from protobuf."""

@@ -1,0 +1,1 @@
+"""Where the controller keeps what must survive a restart."""

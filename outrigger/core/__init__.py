@@ -1,0 +1,1 @@
+"""The kernel that the sidecar, the controller and the command share."""

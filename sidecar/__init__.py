@@ -1,0 +1,1 @@
+"""The process beside an agent: relay, letters, checkpoints, sleep and wake."""

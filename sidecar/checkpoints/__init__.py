@@ -1,0 +1,1 @@
+"""Checkpoints: the agent's state, verified on every write and read."""

@@ -1,0 +1,1 @@
+"""Letters: calls that failed for good, kept until they have an end."""

@@ -1,0 +1,1 @@
+"""What the agent's process tree uses, measured and reported."""

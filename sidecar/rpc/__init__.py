@@ -1,0 +1,1 @@
+"""The sidecar's API: servicers and the mapping to and from protobuf."""

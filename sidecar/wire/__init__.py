@@ -1,0 +1,1 @@
+"""What carries the bytes of calls and does what the guard says."""
