@@ -51,7 +51,7 @@ class Call:
 
 @dataclass(slots=True)
 class Permit:
-    """One admitted call. The guard keeps what it likes on it; a wire only carries it."""
+    """One admitted call; a wire carries it, the guard keeps what it likes on it."""
 
     call: Call
     upstream: str
