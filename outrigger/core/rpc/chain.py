@@ -1,11 +1,15 @@
 """The one interceptor chain of every API server of ours.
 
-Order, outermost first: request id -> audit -> authenticate -> authorise ->
-limits -> deadline -> handler. Audit stands outside authorisation so that
-refusals are recorded too. A method without a row in the table is refused.
+Order, outermost first: metrics -> request id -> audit -> authenticate ->
+authorise -> limits -> deadline -> handler. Audit stands outside authorisation so
+that refusals are recorded too. A method without a row in the table is refused.
 """
 
+from __future__ import annotations
+
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,7 +20,8 @@ import grpc.aio
 from outrigger.core import names
 from outrigger.core.access import Principal, RateLimit, Rule, Tokens, authorise
 from outrigger.core.clock import Clock
-from outrigger.core.errors import Bug, OutriggerError, Overloaded
+from outrigger.core.errors import Bug, OutriggerError, Overloaded, TimedOut
+from outrigger.core.rng import new_instance_id
 from outrigger.core.rpc.errors import (
     as_outrigger,
     code_number,
@@ -30,6 +35,8 @@ _log = logging.getLogger("outrigger.rpc")
 _MAX_IN_FLIGHT = 256
 _LIMIT_CHANGES_PER_S = 50.0
 _LIMIT_BURST = 200.0
+_UNARY_LIMIT_S = 30.0
+_REQUEST_ID_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +82,11 @@ class Policy:
         )
     )
     max_in_flight: int = _MAX_IN_FLIGHT
+    unary_limit_s: float = _UNARY_LIMIT_S
+    """Longest a call with one response may take, whatever its own deadline."""
     in_flight: int = 0
+    counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Calls ended, by method and gRPC status number."""
 
 
 _PRINCIPALS: dict[int, Principal] = {}
@@ -125,6 +136,10 @@ class _Call:
         self._policy = policy
         self._method = method
         self._metadata = dict(metadata)
+        given = self._metadata.get(names.REQUEST_ID_METADATA)
+        self._request_id = (
+            given[:_REQUEST_ID_CHARS] if isinstance(given, str) else new_instance_id()
+        )
         self._principal = Principal(None)
         self._rule = Rule()
 
@@ -152,19 +167,32 @@ class _Call:
         if _PRINCIPALS.pop(id(context), None) is not None:
             self._policy.in_flight -= 1
 
+    async def bounded(self, work: Awaitable[object]) -> object:
+        """Wait for a handler with one response, no longer than the limit."""
+        try:
+            async with asyncio.timeout(self._policy.unary_limit_s):
+                return await work
+        except TimeoutError as error:
+            raise TimedOut(
+                "TOOK_TOO_LONG",
+                f"{self._method} took longer than {self._policy.unary_limit_s:g} s"
+                " here; it may or may not have happened: look before asking again",
+            ) from error
+
     async def audit(self, error: OutriggerError | None, request: object) -> None:
-        """Record the call if it changed something or was refused."""
+        """Count the call; record it if it changed something or was refused."""
+        number = 0 if error is None else code_number(status_code(error))
+        self._policy.counts[self._method, number] += 1
         refused = error is not None and not isinstance(error, Bug)
         if not (self._rule.mutating or refused):
             return
         subject = getattr(request, "agent_id", "") or self._principal.agent_id
-        code = 0 if error is None else code_number(status_code(error))
         await self._policy.audit(
             Audited(
                 principal=self._principal.name,
                 method=self._method,
                 subject=str(subject),
-                status_code=code,
+                status_code=number,
                 reason="" if error is None else error.reason,
             )
         )
@@ -178,8 +206,10 @@ class _Call:
         """Answer an error; always raises."""
         error = as_outrigger(raised)
         if isinstance(error, Bug):
-            _log.error("%s failed", self._method, exc_info=raised)
-            self._policy.report(describe(self._method, raised))
+            _log.error("%s %s failed", self._method, self._request_id, exc_info=raised)
+            self._policy.report(
+                describe(self._method, raised, subject=self._request_id)
+            )
         await self.audit(error, request)
         await context.abort(
             status_code(error), error.message, trailing_metadata=details_metadata(error)
@@ -207,16 +237,18 @@ def _wrap(
         if handler.request_streaming
         else grpc.unary_unary_rpc_method_handler
     )
-    return make(_unary(inner, call), **codec)
+    bounded = not handler.request_streaming  # an upload may take its time
+    return make(_unary(inner, call, bounded=bounded), **codec)
 
 
-def _unary(inner: Any, call: _Call) -> Any:  # noqa: ANN401 - any servicer method
+def _unary(inner: Any, call: _Call, *, bounded: bool) -> Any:  # noqa: ANN401 - any servicer method
     async def behaviour(
         request: object, context: grpc.aio.ServicerContext[Any, Any]
     ) -> object:
         try:
             call.enter(context)
-            response: object = await inner(request, context)
+            work = inner(request, context)
+            response = await (call.bounded(work) if bounded else work)
         except (grpc.aio.AbortError, grpc.aio.BaseError):
             raise
         except Exception as error:

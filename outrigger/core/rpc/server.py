@@ -138,12 +138,19 @@ def bind(
 
     Raises:
         Invalid: see `check_listen`.
-        Refused: PORT_TAKEN.
+        Refused: PORT_TAKEN or SOCKET_TAKEN.
     """
     check_listen(address, flag, tls)
     if address.startswith("unix:"):
         _unlink_stale_socket(Path(address.removeprefix("unix:")))
-        _add(server, address, None)
+        try:
+            _add(server, address, None)
+        except RuntimeError as error:
+            raise Refused(
+                "SOCKET_TAKEN",
+                f"{flag}: cannot listen on {address}: a file that is no socket is"
+                " there, or the folder is missing or not writable",
+            ) from error
         return address
     host = address.rpartition(":")[0]
     credentials = tls.server_credentials() if tls else None
