@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 
 import pytest
 
@@ -59,7 +60,7 @@ async def test_forever_starts_again_after_a_rising_pause():
     await clock.wait_for_sleepers()
     await tasks.close()
 
-    gaps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(starts)]
     assert gaps == pytest.approx([0.1, 0.2, 0.4])
     assert len(seen) == 4
 
