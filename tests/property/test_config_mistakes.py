@@ -1,0 +1,50 @@
+"""Whatever is wrong with a configuration, all of it is reported."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outrigger.core.config import Option, resolve
+from outrigger.core.errors import Invalid
+from outrigger.core.values import integer
+
+NAMES = tuple(f"option_{letter}" for letter in "abcdefgh")
+OPTIONS = tuple(Option(name, integer, 0, "A number.") for name in NAMES)
+SOURCES = ("flag", "variable", "key")
+
+
+@given(
+    choices=st.dictionaries(
+        st.sampled_from(NAMES), st.tuples(st.sampled_from(SOURCES), st.booleans())
+    ),
+    unknown=st.sets(st.from_regex(r"x[a-z]{3,8}", fullmatch=True), max_size=3),
+)
+def test_every_mistake_is_reported(choices, unknown):
+    """The refusal names each bad source once, and nothing that was right."""
+    flags: dict[str, object] = {}
+    environ: dict[str, str] = {}
+    lines = [f"{key} = 1" for key in sorted(unknown)]
+    expected = {f"key {key}:" for key in unknown}
+    for name, (source, good) in choices.items():
+        value = "7" if good else "seven"
+        option = next(option for option in OPTIONS if option.name == name)
+        if source == "flag":
+            flags[name] = value
+            shown = option.flag
+        elif source == "variable":
+            environ[option.variable] = value
+            shown = option.variable
+        else:
+            lines.append(f"{name} = '{value}'")
+            shown = f"key {name}"
+        if not good:
+            expected.add(f"{shown} 'seven':")
+    toml = "\n".join(lines).encode()
+    try:
+        found = resolve(OPTIONS, flags, environ, toml)
+    except Invalid as error:
+        told = error.metadata["mistakes"].split("\n")
+        assert {line[: line.index(":") + 1] for line in told} == expected
+        assert len(told) == len(expected)
+    else:
+        assert not expected
+        assert found == {name: 7 if name in choices else 0 for name in NAMES}
