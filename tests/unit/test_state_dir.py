@@ -42,9 +42,11 @@ def test_a_token_stays_the_same_until_a_new_one_is_asked_for(tmp_path):
 
 def test_a_second_process_is_refused(tmp_path):
     """Two owners of one directory would steal each other's sockets."""
-    with StateDirectory(tmp_path / "s"):
-        with pytest.raises(Refused, match="in use by another process"):
-            StateDirectory(tmp_path / "s").__enter__()
+    with (
+        StateDirectory(tmp_path / "s"),
+        pytest.raises(Refused, match="in use by another process"),
+    ):
+        StateDirectory(tmp_path / "s").__enter__()
 
     with StateDirectory(tmp_path / "s"):
         pass
