@@ -1,0 +1,1 @@
+"""Sleep policies: how long an idle agent is kept awake."""
