@@ -1,0 +1,245 @@
+"""Where a call goes, and what holds for its method.
+
+Routing reads names only: a request never names an address.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from outrigger.core import names
+from outrigger.core.errors import Invalid, NotFound
+from outrigger.core.ids import check_method, check_upstream_name
+from sidecar.call.descriptor import Metadata
+
+DEFAULT_UPSTREAM: Final = "default"
+ANY_METHOD: Final = "*"
+MAX_ATTEMPTS: Final = 5
+"""gRFC A6 lets no client make more than five attempts of one call."""
+
+_LETTERS: Final = ("off", "on", "always")
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A callee the agent may reach."""
+
+    name: str
+    target: str = ""
+    """A gRPC target; only the wire looks at it."""
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            Invalid: BAD_UPSTREAM_NAME.
+        """
+        check_upstream_name(self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodRule:
+    """What the operator says about some methods."""
+
+    match: str
+    """`/package.Service/Method`, `/package.Service/*` or `*`."""
+    idempotent: bool = False
+    """Sending it twice does no harm: more statuses are retried."""
+    unsafe: bool = False
+    """Sending it twice may do harm: it is never sent again, nor made a letter."""
+    letter: str = "off"
+    """`on`: a call that failed for good becomes a letter; `always`: also after its
+    caller's deadline, when no trailer can tell the caller so."""
+    timeout_s: float | None = None
+    """Time limit of one attempt; None means the caller's deadline only."""
+    max_attempts: int = 3
+    """1 to 5, the first one included."""
+
+    def __post_init__(self) -> None:
+        """Check the rule by itself.
+
+        Raises:
+            Invalid: BAD_METHOD_RULE, naming every mistake.
+        """
+        mistakes = list(_mistakes(self))
+        if mistakes:
+            raise Invalid(
+                "BAD_METHOD_RULE",
+                f"the rule for {self.match!r} is not valid: {'; '.join(mistakes)}",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where one method of one upstream goes."""
+
+    upstream: str
+    rule: MethodRule
+
+
+DEFAULT_RULE: Final = MethodRule(match=ANY_METHOD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """Rules by how exactly they match."""
+
+    exact: dict[str, MethodRule] = field(default_factory=dict)
+    service: dict[str, MethodRule] = field(default_factory=dict)
+    fallback: list[MethodRule] = field(default_factory=list)
+
+    def of(self, method: str) -> MethodRule:
+        """Return the rule that matches most exactly."""
+        found = self.exact.get(method) or self.service.get(service_of(method))
+        return found or (self.fallback or [DEFAULT_RULE])[0]
+
+
+class Routes:
+    """The upstreams and rules of one sidecar; never changes."""
+
+    def __init__(
+        self,
+        upstreams: Iterable[Upstream],
+        rules: Iterable[MethodRule] = (),
+        prefixes: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take the upstreams, rules, and service prefixes by upstream name.
+
+        A prefix ends where a word of the service's name ends: `shop` covers
+        `shop.Orders`, not `shopping.Cart`.
+
+        Raises:
+            Invalid: DOUBLE_UPSTREAM, DOUBLE_METHOD_RULE or UNKNOWN_UPSTREAM.
+        """
+        self._upstreams = _by_name(upstreams)
+        self._rules = _by_exactness(rules)
+        self._prefixes = {
+            prefix.strip("/"): self._known(name, prefix)
+            for prefix, name in (prefixes or {}).items()
+        }
+        self._default = _default_of(self._upstreams)
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """Names of the upstreams, sorted."""
+        return tuple(sorted(self._upstreams))
+
+    def resolve(self, method: str, metadata: Metadata = ()) -> Route:
+        """Return where a call goes.
+
+        Raises:
+            NotFound: UNKNOWN_UPSTREAM, the call names one that is not configured.
+            Invalid: NO_UPSTREAM, it names none and there is no default.
+        """
+        named = next(
+            (value for key, value in metadata if key == names.UPSTREAM_METADATA), None
+        )
+        return self.route(method, None if named is None else str(named))
+
+    def route(self, method: str, named: str | None) -> Route:
+        """Return where a call goes whose `outrigger-upstream` is already known.
+
+        Raises:
+            NotFound: UNKNOWN_UPSTREAM.
+            Invalid: NO_UPSTREAM.
+        """
+        upstream = self._of_service(method) if named is None else self._named(named)
+        return Route(upstream, self._rules.of(method))
+
+    def _named(self, name: str) -> str:
+        if name not in self._upstreams:
+            raise NotFound(
+                "UNKNOWN_UPSTREAM",
+                f"there is no upstream {name!r}: {names.UPSTREAM_METADATA} must name"
+                f" one of {self._listed()}",
+            )
+        return name
+
+    def _of_service(self, method: str) -> str:
+        prefix = service_of(method)
+        while prefix:
+            if prefix in self._prefixes:
+                return self._prefixes[prefix]
+            prefix = prefix.rpartition(".")[0]
+        if self._default is None:
+            raise Invalid(
+                "NO_UPSTREAM",
+                f"{method} belongs to no upstream: name one of {self._listed()} in"
+                f" metadata {names.UPSTREAM_METADATA}, configure its service, or call"
+                f" one upstream {DEFAULT_UPSTREAM!r}",
+            )
+        return self._default
+
+    def _known(self, name: str, prefix: str) -> str:
+        if name not in self._upstreams:
+            raise Invalid(
+                "UNKNOWN_UPSTREAM",
+                f"service {prefix} names upstream {name!r}, which is not there:"
+                f" expected one of {self._listed()}",
+            )
+        return name
+
+    def _listed(self) -> str:
+        return ", ".join(self.upstreams) or "(none is configured)"
+
+
+def service_of(method: str) -> str:
+    """Return `package.Service` of `/package.Service/Method`."""
+    return method.rpartition("/")[0].lstrip("/")
+
+
+def _by_name(upstreams: Iterable[Upstream]) -> dict[str, Upstream]:
+    found: dict[str, Upstream] = {}
+    for upstream in upstreams:
+        if upstream.name in found:
+            raise Invalid(
+                "DOUBLE_UPSTREAM",
+                f"upstream {upstream.name!r} is there twice: give each its own name",
+            )
+        found[upstream.name] = upstream
+    return found
+
+
+def _default_of(upstreams: Mapping[str, Upstream]) -> str | None:
+    if DEFAULT_UPSTREAM in upstreams:
+        return DEFAULT_UPSTREAM
+    return next(iter(upstreams)) if len(upstreams) == 1 else None
+
+
+def _by_exactness(rules: Iterable[MethodRule]) -> _Rules:
+    found = _Rules()
+    seen: set[str] = set()
+    for rule in rules:
+        if rule.match in seen:
+            raise Invalid(
+                "DOUBLE_METHOD_RULE",
+                f"there are two rules for {rule.match!r}: make them one",
+            )
+        seen.add(rule.match)
+        if rule.match == ANY_METHOD:
+            found.fallback.append(rule)
+        elif rule.match.endswith("/*"):
+            found.service[service_of(rule.match)] = rule
+        else:
+            found.exact[rule.match] = rule
+    return found
+
+
+def _mistakes(rule: MethodRule) -> Iterable[str]:
+    if rule.match != ANY_METHOD:
+        # The star stands for a method's name, so put one there and look again.
+        named = f"{rule.match[:-1]}Any" if rule.match.endswith("/*") else rule.match
+        try:
+            check_method(named)
+        except Invalid:
+            yield "match must be /package.Service/Method, /package.Service/* or *"
+    if rule.letter not in _LETTERS:
+        yield f"letter must be one of {', '.join(_LETTERS)}"
+    if rule.timeout_s is not None and not rule.timeout_s > 0:
+        yield "timeout_s must be more than 0 seconds"
+    if not 1 <= rule.max_attempts <= MAX_ATTEMPTS:
+        yield f"max_attempts must be 1 to {MAX_ATTEMPTS}"
+    if rule.unsafe and rule.idempotent:
+        yield "a method is unsafe or idempotent, not both"
+    if rule.unsafe and rule.letter != "off":
+        yield "a letter is sent again, which unsafe forbids: choose one"
