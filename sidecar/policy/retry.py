@@ -1,0 +1,102 @@
+"""When to try again (gRFC A6), as a number computed from numbers."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from outrigger.core import names
+from outrigger.core.errors import Invalid
+from sidecar.call.descriptor import Metadata
+
+DO_NOT_RETRY: Final = -1.0
+"""What `pushback_s` returns for a callee that wants no retry."""
+
+_MILLISECONDS: Final = re.compile(r"[0-9]{1,9}\Z")
+_MAX_DOUBLINGS: Final = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrySettings:
+    """How long to wait before trying again."""
+
+    base_s: float = 0.05
+    """Upper bound of the first wait."""
+    cap_s: float = 1.0
+    """Upper bound of every wait of our own choice."""
+    pushback_max_s: float = 30.0
+    """A callee that asks for more gets no retry; its status goes to the caller."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds.
+
+        Raises:
+            Invalid: BAD_RETRY.
+        """
+        if not 0 < self.base_s <= self.cap_s or self.pushback_max_s < 0:
+            raise Invalid(
+                "BAD_RETRY",
+                f"the retry settings {self} are not possible: expected 0 < base_s <="
+                " cap_s and pushback_max_s of 0 or more",
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class Failure:
+    """What is known when an attempt has failed and may be made again."""
+
+    step: int
+    """Waits of our own choice since the start, or since the last push-back."""
+    pushback_s: float | None = None
+    """From the callee; see `pushback_s`."""
+    hint_s: float = 0.0
+    """google.rpc.RetryInfo: the callee asks to wait at least this long."""
+    room_s: float
+    """From now until the caller needs its answer; may be infinite."""
+    typical_s: float = 0.0
+    """What the method usually takes."""
+
+
+def pushback_s(trailers: Metadata) -> float | None:
+    """Return the delay a callee asks for in `grpc-retry-pushback-ms`.
+
+    None means it said nothing; DO_NOT_RETRY that it wants no retry, which also is
+    how gRFC A6 reads a value that is negative, no whole number, or given twice.
+    Leading zeros are tolerated.
+    """
+    given = [value for key, value in trailers if key == names.PUSHBACK_TRAILER]
+    if not given:
+        return None
+    value = given[0]
+    if len(given) > 1 or not isinstance(value, str) or not _MILLISECONDS.match(value):
+        return DO_NOT_RETRY
+    return int(value) / 1000
+
+
+def next_delay_s(
+    settings: RetrySettings, failure: Failure, draw: float
+) -> float | None:
+    """Return the seconds to wait before the next attempt; None means do not.
+
+    Our own wait has full jitter: anything in [0, base x 2^step), capped. A wait
+    after which the attempt cannot finish in what is left is no wait but the end.
+
+    Args:
+        settings: bounds of the wait.
+        failure: what is known.
+        draw: a number in [0, 1).
+    """
+    delay = _wanted_s(settings, failure, draw)
+    if delay is None or delay + failure.typical_s >= failure.room_s:
+        return None
+    return delay
+
+
+def _wanted_s(settings: RetrySettings, failure: Failure, draw: float) -> float | None:
+    if failure.pushback_s is not None:
+        asked = failure.pushback_s
+        return asked if 0 <= asked <= settings.pushback_max_s else None
+    if failure.hint_s > settings.pushback_max_s:
+        return None
+    doubled = settings.base_s * 2.0 ** min(failure.step, _MAX_DOUBLINGS)
+    # On top of the hint, or all who got the same hint would come back together.
+    return max(failure.hint_s, 0.0) + draw * min(settings.cap_s, doubled)
