@@ -1,0 +1,132 @@
+import pytest
+
+from outrigger.core.errors import Invalid
+from sidecar.config import from_args
+
+ENV = {"HOME": "/home/agent", "XDG_STATE_HOME": "/var/state"}
+LEAST = ["--agent-id", "a-1"]
+
+
+def parse(*words, env=ENV):
+    return from_args([*LEAST, *words], env)
+
+
+def refused(*words, env=ENV):
+    with pytest.raises(Invalid) as caught:
+        parse(*words, env=env)
+    return caught.value.message
+
+
+def toml(tmp_path, text):
+    path = tmp_path / "sidecar.toml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def test_the_least_one_can_say():
+    """An id is enough: default listeners that may move, state under XDG."""
+    config = parse()
+
+    assert str(config.state) == "/var/state/outrigger/agents/a-1"
+    assert (config.outbound.address, config.outbound.may_move) == (
+        "127.0.0.1:7700",
+        True,
+    )
+    assert config.inbound is None
+    assert config.command == ()
+
+
+def test_what_follows_two_dashes_is_the_agent():
+    """Flags of the agent's own are not ours."""
+    config = parse("--inbound", "127.0.0.1:0", "--", "python", "--agent-id", "other")
+
+    assert config.command == ("python", "--agent-id", "other")
+    assert config.agent_id == "a-1"
+    assert config.inbound.may_move is False
+
+
+def test_upstreams_come_from_flags_and_file(tmp_path):
+    """A flag wins over the file for the same name."""
+    words = toml(
+        tmp_path,
+        """
+[upstreams.shop]
+target = "127.0.0.1:1"
+services = ["shop.Orders"]
+[upstreams.mail]
+target = "unix:/run/mail.sock"
+[[methods]]
+match = "/shop.Orders/*"
+letter = "on"
+idempotent = true
+""",
+    )
+    config = parse(*words, "--upstream", "shop=127.0.0.1:2")
+
+    assert config.upstreams == {
+        "shop": "127.0.0.1:2",
+        "mail": "unix:/run/mail.sock",
+    }
+    assert config.services == {"shop.Orders": "shop"}
+    assert [(rule.match, rule.letter) for rule in config.rules] == [
+        ("/shop.Orders/*", "on")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("agent_idd = 'x'", "did you mean agent_id?"),
+        ("[upstreams]\nshop = 1", 'expected target = "HOST:PORT"'),
+        ("upstreams = 3", "expected tables"),
+        ("[upstreams.shop]\ntarget = 'nowhere'", "shop:"),
+        ("[upstreams.shop]\ntarget = '127.0.0.1:1'\nport = 3", "unknown keys port"),
+        (
+            "[upstreams.shop]\ntarget = '127.0.0.1:1'\nservices = 'x'",
+            "expected services =",
+        ),
+        ("methods = 3", "expected [[methods]] entries"),
+        ("[[methods]]\nletter = 'on'", "entry 1: expected match ="),
+        ("[[methods]]\nmatch = '*'\nletters = 'on'", "unknown keys letters"),
+        ("[[methods]]\nmatch = '*'\nletter = 'maybe'", "letter must be one of"),
+        ("[[methods]]\nmatch = '*'\ntimeout_s = 'x'", "has the wrong type"),
+        ("[[methods]]\nmatch = 'shop'", "entry 1:"),
+        ("[[methods]]\nmatch = '*'\nidempotent = true\nunsafe = true", "entry 1:"),
+    ],
+)
+def test_a_wrong_file_is_told_what_was_expected(tmp_path, text, expected):
+    """Each mistake in the file names its place and the mend."""
+    assert expected in refused(*toml(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--inbound", "127.0.0.1:0"], "--inbound needs --app"),
+        (["--controller", "127.0.0.1:1"], "--join-token-file"),
+        (["--join-token-file", "x"], "of no use without --controller"),
+        (["--tls-cert", "x"], "TLS needs both"),
+        (["--outbound", "0.0.0.0:7700"], "has no TLS"),
+        (["--upstream", "shop"], "expected NAME=TARGET"),
+        (["--letters-live-max", "0"], "at least 1"),
+        (["--sleep-mode", "doze"], "process or freeze"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_flags_are_told_what_was_expected(words, expected):
+    """Each wrong flag names itself and the mend."""
+    assert expected in refused(*words)
+
+
+def test_a_service_of_an_unknown_upstream_is_refused(tmp_path):
+    """The service table cannot point at nothing; a lone agent id is not enough."""
+    with pytest.raises(Invalid, match="--agent-id is missing"):
+        from_args([], ENV)
+
+
+def test_the_environment_counts_less_than_a_flag():
+    """Flags over OUTRIGGER_*."""
+    env = {**ENV, "OUTRIGGER_GROUP": "blue", "OUTRIGGER_SLEEP_MODE": "freeze"}
+    config = parse("--group", "green", env=env)
+
+    assert (config.group, config.sleep_mode) == ("green", "freeze")
