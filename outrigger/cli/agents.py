@@ -120,7 +120,6 @@ def _add_agent(parser: FlagParser) -> None:
         "agent_id",
         metavar="ID",
         nargs="?",
-        default="",
         type=flag_type(check_agent_id),
         help="the agent; may be left out with --api",
     )
@@ -155,27 +154,27 @@ async def _list(call: Call) -> int:
 
 
 async def _get(call: Call) -> int:
-    agent = await fleet_of(call.session).agent(call.flags.agent_id)
+    agent = await fleet_of(call.session).agent(call.flags.agent_id or "")
     call.printer.one(agent, _ONE)
     return exits.OK
 
 
 async def _sleep(call: Call) -> int:
     fleet = fleet_of(call.session)
-    begun = await fleet.sleep(call.flags.agent_id, _order(call))
+    begun = await fleet.sleep(call.flags.agent_id or "", _order(call))
     return await _see_through(call, fleet, begun, _ASLEEP)
 
 
 async def _wake(call: Call) -> int:
     fleet = fleet_of(call.session)
-    begun = await fleet.wake(call.flags.agent_id, _order(call))
+    begun = await fleet.wake(call.flags.agent_id or "", _order(call))
     return await _see_through(call, fleet, begun, _AWAKE)
 
 
 def _order(call: Call) -> Order:
     return Order(
         seen_epoch=call.flags.seen_epoch,
-        reason=call.flags.reason,
+        reason=call.flags.reason or "",
         validate_only=call.flags.dry_run,
     )
 
@@ -287,4 +286,4 @@ def _controlled(call: Call) -> str:
             "NEEDS_CONTROLLER",
             f"'agents {call.flags.verb}' is the controller's: leave --api out",
         )
-    return named(call.flags.agent_id)
+    return named(call.flags.agent_id or "")

@@ -178,13 +178,11 @@ def find_controller(where: Where, environ: Mapping[str, str]) -> Server:
         Denied: TOKEN_NOT_PRIVATE, TOKEN_UNREADABLE.
     """
     state = where.state_dir or state_home(environ) / "controller"
-    announced = _announced(state)
-    if where.state_dir is not None and announced and _CONTROLLER_KEY not in announced:
+    known = announced(state)
+    if where.state_dir is not None and known and _CONTROLLER_KEY not in known:
         raise _not_its_state(where.state_dir, "controller")
     address = (
-        where.controller
-        or announced.get(_CONTROLLER_KEY)
-        or names.DEFAULT_CONTROLLER_ADMIN
+        where.controller or known.get(_CONTROLLER_KEY) or names.DEFAULT_CONTROLLER_ADMIN
     )
     # The token of this machine's controller is of no use to another machine's,
     # and no business of it.
@@ -247,7 +245,7 @@ def _token(
     if where.token_file is not None:
         return _read(where.token_file)
     path = nearby / names.ADMIN_TOKEN_FILE if nearby else None
-    if path is not None and path.exists():
+    if path is not None and _exists(path):
         return _read(path)
     given = environ.get(names.ENV_TOKEN, "")
     if kind == "sidecar" and given:
@@ -264,6 +262,13 @@ def _token(
         f"calling a {kind} needs its admin token: give --token-file FILE, or"
         " --state-dir DIR if its state is on this machine",
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return True  # reading it says why it cannot be used
 
 
 def _read(path: Path) -> str:
@@ -306,11 +311,11 @@ def _beside(address: str) -> Path | None:
 
 
 def _sidecar_address(state: Path) -> str:
-    announced = _announced(state)
+    known = announced(state)
     for key in _SIDECAR_KEYS:
-        if announced.get(key):
-            return announced[key]
-    if announced:
+        if known.get(key):
+            return known[key]
+    if known:
         raise _not_its_state(state, "sidecar")
     socket = state / names.API_SOCKET
     if not socket.exists():
@@ -330,7 +335,7 @@ def _not_its_state(state: Path, kind: str) -> Refused:
     )
 
 
-def _announced(state: Path) -> dict[str, str]:
+def announced(state: Path) -> dict[str, str]:
     """Return the addresses a server left; none when there is no such file.
 
     Raises:

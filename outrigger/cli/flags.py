@@ -4,7 +4,7 @@ import argparse
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from outrigger.cli.connect import (
     CONTROLLER_OPTIONS,
@@ -154,9 +154,12 @@ def add_limit(parser: argparse.ArgumentParser) -> None:
 
 def add_reason(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add --reason, kept with what is changed."""
-    options: dict[str, Any] = {"required": True} if required else {"default": ""}
     parser.add_argument(
-        "--reason", metavar="TEXT", type=flag_type(values.text), help="why", **options
+        "--reason",
+        metavar="TEXT",
+        type=flag_type(values.text),
+        required=required,
+        help="why; kept with what is changed",
     )
 
 

@@ -7,8 +7,8 @@ all proto JSON, 64-bit integers are strings and bytes are base64.
 
 import json
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final, cast
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -30,10 +30,12 @@ class Column:
     """Aligned right, for numbers."""
 
 
-def as_dict(message: Message) -> dict[str, Any]:
-    """Return a message with every field and the proto's own names."""
+def as_dict(thing: object) -> dict[str, Any]:
+    """Return a message or a dataclass with every field, under its own names."""
+    if not isinstance(thing, Message):
+        return asdict(cast("Any", thing))
     return MessageToDict(
-        message,
+        thing,
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
     )
@@ -52,7 +54,7 @@ class Printer:
         return self._form == "table"
 
     async def rows(
-        self, messages: AsyncIterable[Message], columns: Sequence[Column]
+        self, messages: AsyncIterable[object], columns: Sequence[Column]
     ) -> int:
         """Print many things and return how many; JSON lines go out at once."""
         if self._form == "jsonl":
@@ -91,7 +93,7 @@ class Printer:
         if self.for_people:
             self._write(line)
 
-    async def _json_lines(self, messages: AsyncIterable[Message]) -> int:
+    async def _json_lines(self, messages: AsyncIterable[object]) -> int:
         printed = 0
         async for message in messages:
             self._write(json.dumps(as_dict(message)))
