@@ -43,7 +43,7 @@ class Load:
     """How busy an agent's process tree is."""
 
     sample_wall_s: float
-    """When it was sampled, by the sidecar's wall clock."""
+    """When it was sampled, by the sidecar's wall clock; 0 means never."""
     cpu_ratio: float = 0.0
     rss_bytes: int = 0
     pss_bytes: int = 0

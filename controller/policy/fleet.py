@@ -53,11 +53,12 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """A sidecar told of a transition."""
+class Told:
+    """A sidecar told of an event."""
 
     event_sequence: int
-    transition: Transition
+    transition: Transition | None
+    """If that is what the event is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Remembered:
     transitions: tuple[Transition, ...]
 
 
-Known = Reported | Left | Moved | Asked | Answered | Pinned
+Known = Reported | Left | Told | Asked | Answered | Pinned
 Input = Greeted | Remembered | Known
 
 
@@ -122,8 +123,8 @@ def step(agent: Agent, given: Known, now: float) -> Agent:  # noqa: PLR0911 - on
             return _reported(agent, given, now)
         case Left():
             return replace(agent, connected=False)
-        case Moved():
-            return _moved(agent, given, now)
+        case Told():
+            return _told(agent, given, now)
         case Asked(sleep=True):
             return replace(agent, sleep_asked_at=now)
         case Asked():
@@ -187,14 +188,16 @@ def _sampled_at(agent: Agent, report: Report, now: float) -> float | None:
     return agent.sampled_at if unchanged and agent.sampled_at is not None else now
 
 
-def _moved(agent: Agent, given: Moved, now: float) -> Agent:
+def _told(agent: Agent, given: Told, now: float) -> Agent:
     if given.event_sequence <= agent.event_sequence:
         return agent
+    agent = replace(agent, event_sequence=given.event_sequence)
     moved = given.transition
+    if moved is None:
+        return agent
     gave_up = moved.before in _FALLING_ASLEEP and moved.after in _SLEEP_GIVEN_UP
     return replace(
         agent,
-        event_sequence=given.event_sequence,
         sleep_failed_at=now if gave_up else agent.sleep_failed_at,
         transitions=(moved, *agent.transitions)[:TRANSITIONS_KEPT],
     )

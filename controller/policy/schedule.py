@@ -197,7 +197,8 @@ def _disabled(agent: Agent, settings: Settings, now: float) -> _Obstacle | None:
 def _unsampled(agent: Agent, settings: Settings, now: float) -> _Obstacle | None:
     del settings
     fresh = "A fresh load sample from its sidecar would say whether it is idle."
-    if agent.report.load is None or agent.sampled_at is None:
+    load = agent.report.load
+    if load is None or load.sample_wall_s == 0 or agent.sampled_at is None:
         return _Obstacle("Its sidecar sent no load sample.", fresh)
     age_s = now - agent.sampled_at
     if age_s > SAMPLE_STALE_S:

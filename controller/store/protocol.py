@@ -4,11 +4,14 @@ Every method answers once the change is on disk (or acknowledged, for a store on
 another machine). `tests/support/store_contract.py` holds each store to it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from controller.policy.agent import Transition
 from controller.policy.audit import AuditEntry, AuditRecord
+from outrigger.core.clock import Clock
+from outrigger.core.events import Payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,12 @@ class Store(Protocol):
 
     async def audit(self, *, after: int, limit: int) -> tuple[AuditRecord, ...]:
         """Return records with a sequence above `after`, oldest first."""
+        ...
+
+    async def keep_open(
+        self, *, clock: Clock, publish: Callable[[Payload], object]
+    ) -> None:
+        """Watch over the store and bring it back after a failure, until closed."""
         ...
 
     async def close(self) -> None:

@@ -1,6 +1,7 @@
 """The default store: one SQLite file in the state directory."""
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,8 +9,11 @@ from controller.policy.agent import Transition
 from controller.policy.audit import GENESIS, AuditEntry, AuditRecord, seal, verify
 from controller.policy.fleet import TRANSITIONS_KEPT
 from controller.store.protocol import Kept, KeptSettings, KnownAgent
+from outrigger.core.clock import Clock
 from outrigger.core.database import Database
 from outrigger.core.errors import Corrupt
+from outrigger.core.events import Payload
+from outrigger.core.reopening import keep_open
 
 AUDIT_KEPT: Final = 100_000
 """Newest audit records kept; the chain then starts at the oldest of them."""
@@ -130,6 +134,12 @@ class SqliteStore:
     async def audit(self, *, after: int, limit: int) -> tuple[AuditRecord, ...]:
         """Return records with a sequence above `after`, oldest first."""
         return await self._database.read(lambda c: _audit(c, after, limit))
+
+    async def keep_open(
+        self, *, clock: Clock, publish: Callable[[Payload], object]
+    ) -> None:
+        """Reopen the file after a failure, until closed."""
+        await keep_open(self._database, clock=clock, publish=publish)
 
     async def close(self) -> None:
         """Finish what waits and close the file."""
