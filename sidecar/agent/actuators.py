@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from outrigger.core import names
 from outrigger.core.clock import Clock
 from outrigger.core.errors import Bug, TimedOut, Transient
 from sidecar.agent import processes
@@ -29,6 +30,7 @@ _POLL_S: Final = 0.005
 _STOP_LOOKS: Final = 20
 _SWEEP_PAUSE_MAX_S: Final = 0.5
 _KILL_S: Final = 10.0
+_LEFTOVER_LOOKS: Final = 2000
 _SIGNAL_EXIT: Final = 128
 """A death by signal N is exit code 128 + N, as shells count."""
 
@@ -191,11 +193,27 @@ class ProcessActuator:
         if not await self._gone_within(grace_s):
             self.kill()
             if not await self._gone_within(_KILL_S):
-                raise TimedOut(
-                    "STILL_THERE",
-                    f"process {self.pid} does not end although it was killed: it"
-                    " hangs in the kernel, often on a disk or network file system",
-                )
+                raise _still_there(self.pid)
+
+    async def end_leftovers(self, former: ProcessId) -> None:
+        """End what a sidecar before this one had started and could not end.
+
+        Such are descendants of an agent that was killed with its sidecar, and
+        agents that dropped the kernel's promise to end them.
+
+        Raises:
+            TimedOut: STILL_THERE.
+        """
+        agent_id = self._command.environment.get(names.ENV_AGENT_ID, "")
+        marker = f"{names.ENV_AGENT_ID}={agent_id}"
+        for _ in range(_LEFTOVER_LOOKS):
+            found = processes.leftovers(former, marker)
+            if not found:
+                return
+            for stat in found:
+                processes.send_signal(stat, signal.SIGKILL)
+            await self._clock.sleep(_POLL_S)
+        raise _still_there(former.pid)
 
     async def _gone_within(self, seconds: float) -> bool:
         with suppress(TimeoutError):
@@ -236,3 +254,12 @@ class ProcessActuator:
         os.close(self._handle)
         self._child = None
         self._on_exit(code if code >= 0 else _SIGNAL_EXIT - code, ended)
+
+
+def _still_there(pid: int) -> TimedOut:
+    return TimedOut(
+        "STILL_THERE",
+        f"process {pid} or one that it started does not end although it was killed:"
+        " it hangs in the kernel, often on a disk or network file system; mend that,"
+        " or end it by hand, before the agent is started again",
+    )

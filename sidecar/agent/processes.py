@@ -62,7 +62,8 @@ def session_members(session: int) -> list[ProcessStat]:
 
 
 def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir(_PROC) if name.isdigit())
+    names = os.listdir(_PROC)  # noqa: PTH208 - names, not a Path for each of them
+    return (int(name) for name in names if name.isdigit())
 
 
 def boot_id() -> str:

@@ -181,9 +181,18 @@ def _from_row(row: tuple[Any, ...]) -> LifecycleRecord:
 class Epochs:
     """Issues epochs, never one that is not reserved on disk."""
 
-    def __init__(self, stored_maximum: int) -> None:
-        self.current = stored_maximum
-        self._durable = stored_maximum
+    def __init__(self) -> None:
+        self.current = 0
+        self._durable = 0
+
+    def begin_above(self, stored_maximum: int) -> None:
+        """Never issue an epoch that a sidecar before this one may have told."""
+        self.current = self._durable = stored_maximum
+
+    @property
+    def has_next(self) -> bool:
+        """Say whether another epoch is reserved on disk."""
+        return self.current < self._durable
 
     @property
     def reserve(self) -> int:
@@ -194,19 +203,27 @@ class Epochs:
         """Take note that epochs up to `reserve` are reserved on disk."""
         self._durable = max(self._durable, reserve)
 
-    def issue(self) -> int:
-        """Return the next epoch, which is now the current one.
+    def check(self) -> None:
+        """Refuse a request that would need an epoch when none is reserved.
 
         Raises:
-            Transient: NO_EPOCH_LEFT when the disk has not kept up.
+            Transient: NO_EPOCH_LEFT.
         """
-        if self.current >= self._durable:
+        if not self.has_next:
             raise Transient(
                 "NO_EPOCH_LEFT",
                 f"epoch {self.current} was the last one reserved on disk and the"
                 " sidecar's store does not answer: look at the error before this one",
                 retry_after_s=1.0,
             )
+
+    def issue(self) -> int:
+        """Return the next epoch, which is now the current one.
+
+        Raises:
+            Transient: NO_EPOCH_LEFT.
+        """
+        self.check()
         self.current += 1
         return self.current
 

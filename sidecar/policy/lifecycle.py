@@ -182,7 +182,7 @@ _CELLS: Final[dict[AgentState, dict[Input, Move]]] = {
         Input.VETOED: _UNDO_FREEZE,
         Input.SAVED: Move(_CHECKPOINTING, (Effect.FREEZE,)),
         Input.NOTHING_TO_SAVE: Move(_CHECKPOINTING, (Effect.FREEZE,)),
-        Input.SAVE_FAILED: _GIVE_UP,
+        Input.SAVE_FAILED: _UNDO_FREEZE,
         Input.FROZEN_OK: Move(_FROZEN, (Effect.KEEP_FROZEN,)),
         Input.FREEZE_FAILED: _UNDO_FREEZE,
         Input.SERVING: Move(_CHECKPOINTING),
@@ -270,3 +270,54 @@ def step(state: AgentState, given: Input) -> Move:
             " supervisor let through what it had to refuse or drop",
         )
     return move
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartLimits:
+    """When and how soon an agent that ended is started again."""
+
+    on_failure: bool = True
+    """False: never; its exit code is passed on."""
+    crashes_max: int = 5
+    """Crashes in a row; the next one is passed on."""
+    stable_s: float = 10.0
+    """Awake for so long, the crashes before are forgotten."""
+    first_pause_s: float = 0.2
+    longest_pause_s: float = 10.0
+
+    def pause_s(self, crashes: int, draw: float) -> float:
+        """Return how long to wait after that many crashes in a row.
+
+        Doubles with each crash; `draw` in [0, 1) takes up to half of it away.
+        """
+        doubled = self.first_pause_s * 2.0 ** (max(crashes, 1) - 1)
+        return min(doubled, self.longest_pause_s) * (1.0 - draw / 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How the agent's process ended."""
+
+    code: int
+    ended_by_us: bool
+    saved: bool
+    """It was being put to sleep and its state was read back from disk."""
+    served: bool
+    """It has been awake since the sidecar started."""
+    crashes: int
+    """In a row, this one included."""
+
+
+_CANNOT_RUN: Final = frozenset({126, 127})
+
+
+def judge_exit(how: Exit, limits: RestartLimits) -> Input:
+    """Return what the end of the process means."""
+    if how.ended_by_us or how.saved:
+        return Input.GONE
+    never_ran = how.code in _CANNOT_RUN and not how.served
+    if how.code == 0 or never_ran or not limits.on_failure:
+        return Input.FINISHED
+    if how.crashes > limits.crashes_max:
+        return Input.CRASH_LOOPED
+    return Input.CRASHED

@@ -1,0 +1,380 @@
+"""The one who starts an agent, puts it to sleep, wakes it and answers for it.
+
+Drives the table of `policy.lifecycle` on one event loop. An input is taken whole
+before the next: the table is asked, the state entered, every effect begun in
+order, and only then are the listeners told. Whatever waits is a step; leaving a
+state cancels its steps, so an answer never meets a state that did not ask for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from outrigger.core.errors import Bug, Conflict, Refused
+from sidecar.agent.actuators import OnExit
+from sidecar.agent.hearing import Hearing
+from sidecar.agent.life import Life
+from sidecar.agent.machine import Machine
+from sidecar.agent.messages import Hello, Link, Message, Resume, Stop
+from sidecar.agent.ports import (
+    Actuator,
+    ManifestView,
+    SleepMode,
+    SupervisorPorts,
+    SupervisorSettings,
+)
+from sidecar.agent.records import Epochs, LifecycleRecords, Recorder
+from sidecar.agent.sleeping import Sleeping
+from sidecar.agent.steps import Steps
+from sidecar.agent.waking import Waking
+from sidecar.policy.agent import AgentSnapshot, AgentState
+from sidecar.policy.lifecycle import Effect, Exit, Input, judge_exit
+
+_FALLING_ASLEEP: Final = frozenset(
+    {AgentState.QUIESCING, AgentState.CHECKPOINTING, AgentState.FROZEN}
+)
+_UP: Final = frozenset({AgentState.AWAKE, AgentState.WAKING})
+_FIRST: Final = "the sidecar started"
+
+
+class Supervisor:
+    """One agent's life; owned by the event loop of the main thread."""
+
+    def __init__(
+        self,
+        agent_id: str,
+        *,
+        settings: SupervisorSettings,
+        ports: SupervisorPorts,
+        records: LifecycleRecords,
+        make_actuator: Callable[[OnExit], Actuator] | None = None,
+        app_address: str = "",
+    ) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            agent_id: whom it is about.
+            settings: how patient it is.
+            ports: what it reaches.
+            records: where its row is kept.
+            make_actuator: makes the actuator; None means that somebody else runs
+                the agent, which then only attaches.
+            app_address: where the agent serves, if that is known beforehand.
+        """
+        self._records = records
+        self._life = Life(
+            agent_id=agent_id,
+            settings=settings,
+            ports=ports,
+            actuator=make_actuator(self._ended) if make_actuator else None,
+            epochs=Epochs(),
+            app_address=app_address,
+        )
+        self._steps = Steps(ports.tasks)
+        self._recorder = Recorder(records, self._life.epochs, ports.tasks)
+        self._machine = Machine(self._life, self._steps, self._recorder)
+        self._machine.effects = self._effects()
+        feed = self._machine.feed
+        self._sleeping = Sleeping(self._life, feed)
+        self._waking = Waking(self._life, feed)
+        self._hearing = Hearing(self._life, self._waking, self._machine)
+        self._stopping = False
+        self.child_exited: asyncio.Future[int] = (
+            asyncio.get_running_loop().create_future()
+        )
+        """Done when the agent ended by itself for good, with its exit code."""
+        self.child_exit_code: int | None = None
+        """Exit code of the newest process that ended."""
+
+    @property
+    def awake(self) -> bool:
+        """Say whether calls may be handed to the agent."""
+        return self._machine.state is AgentState.AWAKE
+
+    @property
+    def app_address(self) -> str:
+        """Return where the agent serves; empty is unknown."""
+        return self._life.app_address
+
+    @property
+    def on_change(self) -> list[Callable[[], None]]:
+        """Return the functions called after every change, on the loop; add yours."""
+        return self._machine.on_change
+
+    def snapshot(self) -> AgentSnapshot:
+        """Return what is known of the agent now."""
+        return self._machine.snapshot()
+
+    async def start(self) -> None:
+        """Take over from the sidecar before; start the agent unless it sleeps.
+
+        Returns when that has begun, not when the agent is awake.
+
+        Raises:
+            Corrupt: BAD_LIFECYCLE_RECORD.
+            Transient: STORE_FAILED.
+        """
+        life, machine = self._life, self._machine
+        stored = await self._records.load()
+        if stored is not None:
+            life.epochs.begin_above(stored.epoch_reserved)
+            life.generation = stored.generation
+            life.state_digest = stored.state_digest
+            machine.resume_from(stored)
+        await self._recorder.write(machine.record())
+        if life.actuator is None:
+            machine.begin_awake("it attaches by itself")
+        elif stored is None or stored.state is not AgentState.ASLEEP:
+            if stored is not None and stored.process is not None:
+                await life.actuator.end_leftovers(stored.process)
+            machine.feed(Input.WAKE_REQUESTED, _FIRST)
+
+    async def stop(self) -> None:
+        """End the agent with the sidecar and record how it is left.
+
+        A frozen agent whose state is on disk is left asleep; any other is asked to
+        end, and the next sidecar starts it again.
+
+        Raises:
+            TimedOut: STILL_THERE when even KILL does not end it.
+        """
+        life, machine = self._life, self._machine
+        self._stopping = True
+        self._steps.cancel_all()
+        if life.actuator is not None and life.actuator.pid:
+            asleep = machine.state is AgentState.FROZEN and life.verified
+            if asleep:
+                life.actuator.kill()
+            else:
+                life.send(Stop(life.epoch))
+            await life.actuator.stop(life.settings.stop_grace_s)
+            if asleep:
+                machine.feed(Input.GONE, "the sidecar ends; its state is on disk")
+        await self._recorder.write(machine.record())
+
+    def request_sleep(
+        self, seen_epoch: int, reason: str, *, validate_only: bool = False
+    ) -> AgentSnapshot:
+        """Begin to put the agent to sleep; return it as it is now.
+
+        Args:
+            seen_epoch: epoch the caller saw; 0 means any.
+            reason: why, for a person.
+            validate_only: check only, change nothing.
+
+        Raises:
+            Conflict: STALE_EPOCH.
+            Refused: NO_COMMAND, STOPPING, NOT_AWAKE, AGENT_NOT_ATTACHED, RESTORING.
+            Transient: NO_EPOCH_LEFT.
+        """
+        self._check_command(seen_epoch)
+        self._check_can_sleep()
+        self._life.epochs.check()
+        if not validate_only:
+            self._machine.feed(Input.SLEEP_REQUESTED, reason)
+        return self.snapshot()
+
+    def request_wake(
+        self, seen_epoch: int, reason: str, *, validate_only: bool = False
+    ) -> AgentSnapshot:
+        """Begin to wake the agent, whatever it is doing; return it as it is now.
+
+        Waking one that is awake or waking changes nothing. Arguments as for
+        `request_sleep`.
+
+        Raises:
+            Conflict: STALE_EPOCH.
+            Refused: NO_COMMAND, STOPPING.
+            Transient: NO_EPOCH_LEFT.
+        """
+        self._check_command(seen_epoch)
+        if self._machine.state not in _UP:
+            self._life.epochs.check()
+        if not validate_only:
+            self._machine.feed(Input.WAKE_REQUESTED, reason)
+        return self.snapshot()
+
+    def activity(self, what: str = "a call began") -> None:
+        """Say that a call or lease began; ends a sleep that is under way."""
+        if self._machine.state in _FALLING_ASLEEP and not self._stopping:
+            self._machine.feed(Input.ACTIVITY, what)
+
+    def checkpoint_saved(self, manifest: ManifestView) -> None:
+        """Take note that a checkpoint was saved and read back."""
+        self._life.know(manifest)
+        self._life.restore_below = None
+        self._machine.tell()
+
+    def attach(self, link: Link, hello: Hello) -> None:
+        """Take a new Attach stream; it replaces the one before.
+
+        Raises:
+            Refused: NOT_STARTED when this sidecar has not started the agent.
+        """
+        self._hearing.attach(link, hello)
+
+    def heard(self, link: Link, message: Message) -> None:
+        """Take a message; from a stream that was replaced it is dropped."""
+        self._hearing.heard(link, message)
+
+    def detach(self, link: Link) -> None:
+        """Take note that a stream has ended."""
+        self._hearing.detach(link)
+
+    def _check_command(self, seen_epoch: int) -> None:
+        life = self._life
+        if life.actuator is None:
+            raise Refused(
+                "NO_COMMAND",
+                f"agent {life.agent_id} was not started by its sidecar, which can"
+                " neither end nor start it: start the sidecar with the agent's"
+                " command after '--'",
+            )
+        if self._stopping:
+            raise Refused("STOPPING", "the sidecar is ending; ask the next one")
+        if seen_epoch not in (0, life.epoch):
+            raise Conflict(
+                "STALE_EPOCH",
+                f"epoch {seen_epoch} was named, agent {life.agent_id} is at epoch"
+                f" {life.epoch} and {self._machine.state.value}: look at it as it is"
+                " now and decide anew",
+                metadata={"epoch": str(life.epoch)},
+            )
+
+    def _check_can_sleep(self) -> None:
+        life, state = self._life, self._machine.state
+        if state is not AgentState.AWAKE:
+            raise Refused(
+                "NOT_AWAKE",
+                f"agent {life.agent_id} is {state.value} ({self._machine.reason}):"
+                " only one that is awake can be put to sleep",
+            )
+        if life.settings.sleep_mode is SleepMode.FREEZE:
+            return
+        if life.link is None or not life.welcomed:
+            raise Refused(
+                "AGENT_NOT_ATTACHED",
+                f"agent {life.agent_id} has not attached and cannot save its state:"
+                " let it attach, or start its sidecar with --sleep-mode freeze",
+            )
+        if life.restoring is not None:
+            raise Refused(
+                "RESTORING",
+                f"agent {life.agent_id} is restoring generation"
+                f" {life.restoring.generation}: ask again when it has done so",
+            )
+
+    def _effects(self) -> dict[Effect, Callable[[str], None]]:
+        """Return who performs which effect."""
+        return {
+            Effect.ASK_QUIESCE: self._ask_quiesce,
+            Effect.ASK_SAVE: lambda _: self._run(
+                "work", self._sleeping.save(), Input.SAVE_FAILED
+            ),
+            Effect.FREEZE: self._freeze,
+            Effect.KEEP_FROZEN: lambda _: self._run(
+                "work", self._sleeping.keep_frozen(), Input.ACTIVITY
+            ),
+            Effect.RELEASE: self._release,
+            Effect.THAW: self._thaw,
+            Effect.AWAIT_THAW: self._await_thaw,
+            Effect.RESUME: lambda why: self._life.send(Resume(self._life.epoch, why)),
+            Effect.START: lambda _: self._start(0.0),
+            Effect.RESTART: lambda _: self._start(self._pause_s()),
+            Effect.AWAIT_AGENT: self._await_agent,
+            Effect.WELCOME: lambda _: self._hearing.welcome(),
+            Effect.AWAIT_SERVING: self._await_serving,
+            Effect.FALL_BACK: self._fall_back,
+            Effect.KILL: self._kill,
+        }
+
+    def _run(self, slot: str, work: Coroutine[Any, Any, None], failed: Input) -> None:
+        feed = self._machine.feed
+        self._steps.run(slot, work, lambda error: feed(failed, str(error), error))
+
+    def _ask_quiesce(self, _: str) -> None:
+        self._life.begin_sleep()
+        self._run("work", self._sleeping.quiesce(), Input.TIMED_OUT)
+
+    def _freeze(self, _: str) -> None:
+        self._actuator.freeze()
+        step = self._sleeping.confirm_frozen(self._actuator)
+        self._run("work", step, Input.FREEZE_FAILED)
+
+    def _release(self, _: str) -> None:
+        self._life.forget_link()
+        self._actuator.kill()
+        self._run("work", self._sleeping.watch_release(), Input.ACTIVITY)
+
+    def _thaw(self, _: str) -> None:
+        if not self._actuator.is_ending:
+            self._actuator.thaw()
+
+    def _await_thaw(self, _: str) -> None:
+        self._arm(0.0)
+        step = self._waking.confirm_thawed(self._actuator)
+        self._run("work", step, Input.TIMED_OUT)
+
+    def _start(self, pause_s: float) -> None:
+        self._steps.cancel("ready")
+        self._arm(pause_s)
+        step = self._waking.start(self._actuator, pause_s)
+        self._run("work", step, Input.START_FAILED)
+
+    def _await_agent(self, _: str) -> None:
+        if self._life.restore is None:
+            self._await_serving("")
+
+    def _await_serving(self, _: str) -> None:
+        self._run("ready", self._waking.await_ready(), Input.TIMED_OUT)
+
+    def _fall_back(self, _: str) -> None:
+        self._life.forget_link()
+        self._steps.cancel("ready")
+        self._arm(0.0)
+        step = self._waking.fall_back(self._actuator)
+        self._run("work", step, Input.EXHAUSTED)
+
+    def _kill(self, _: str) -> None:
+        self._life.forget_link()
+        if self._actuator.pid:
+            self._actuator.kill()
+
+    def _arm(self, extra_s: float) -> None:
+        limit_s = self._life.settings.wake_timeout_s + extra_s
+        self._run("deadline", self._waking.deadline(limit_s), Input.TIMED_OUT)
+
+    def _pause_s(self) -> float:
+        limits = self._life.settings.restart
+        return limits.pause_s(self._life.crashes, self._life.ports.rng.draw())
+
+    @property
+    def _actuator(self) -> Actuator:
+        if self._life.actuator is None:
+            raise Bug("NO_ACTUATOR", "an agent that attaches by itself was moved")
+        return self._life.actuator
+
+    def _ended(self, code: int, ended_by_us: bool) -> None:  # noqa: FBT001 - as OnExit
+        """Take the end of the process, and of everything it had started."""
+        life, machine = self._life, self._machine
+        self.child_exit_code = code
+        life.forget_link()
+        life.ports.leases.clear()
+        if self._stopping:
+            return
+        stable = life.settings.restart.stable_s
+        if machine.state is AgentState.AWAKE and machine.state_age_s >= stable:
+            life.crashes = 0
+        life.crashes += not (ended_by_us or life.verified)
+        how = Exit(
+            code=code,
+            ended_by_us=ended_by_us,
+            saved=life.verified,
+            served=life.served,
+            crashes=life.crashes,
+        )
+        meaning = judge_exit(how, life.settings.restart)
+        machine.feed(meaning, f"its process ended with exit code {code}")
+        final = meaning in (Input.FINISHED, Input.CRASH_LOOPED)
+        if final and not self.child_exited.done():
+            self.child_exited.set_result(code)
