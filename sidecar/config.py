@@ -172,6 +172,8 @@ class SidecarConfig:
     concurrency: int = 1024
     report_interval_s: float = 1.0
     measure: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What the agent inherits."""
 
     def __post_init__(self) -> None:
         """Check what no single value shows.
@@ -260,6 +262,7 @@ def _config(
         concurrency=cast("int", found["concurrency"]),
         report_interval_s=cast("float", found["report_interval_s"]),
         measure=cast("bool", found["measure"]),
+        environment=dict(environ),
     )
 
 
