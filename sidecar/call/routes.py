@@ -77,21 +77,18 @@ class Route:
     rule: MethodRule
 
 
-DEFAULT_RULE: Final = MethodRule(match=ANY_METHOD)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Rules:
     """Rules by how exactly they match."""
 
     exact: dict[str, MethodRule] = field(default_factory=dict)
     service: dict[str, MethodRule] = field(default_factory=dict)
-    fallback: list[MethodRule] = field(default_factory=list)
+    fallback: MethodRule = field(default_factory=lambda: MethodRule(match=ANY_METHOD))
 
     def of(self, method: str) -> MethodRule:
         """Return the rule that matches most exactly."""
         found = self.exact.get(method) or self.service.get(service_of(method))
-        return found or (self.fallback or [DEFAULT_RULE])[0]
+        return found or self.fallback
 
 
 class Routes:
@@ -217,7 +214,7 @@ def _by_exactness(rules: Iterable[MethodRule]) -> _Rules:
             )
         seen.add(rule.match)
         if rule.match == ANY_METHOD:
-            found.fallback.append(rule)
+            found.fallback = rule
         elif rule.match.endswith("/*"):
             found.service[service_of(rule.match)] = rule
         else:

@@ -1,0 +1,170 @@
+"""How calls end: counted once, refused, passed on, or made a letter.
+
+Who may end a call at the same moment, and who wins: its outcome, its caller going
+away, and its letter. Whoever is told to the guard first; `is_over` and the table of
+parked calls make every later word about the call a no-op, so that a place and a
+count are given back exactly once.
+"""
+
+from outrigger.core.errors import OutriggerError
+from sidecar.call import answers
+from sidecar.call.answers import Details
+from sidecar.call.descriptor import (
+    Answer,
+    CallCounts,
+    Finish,
+    GivenUp,
+    Letter,
+    LetterRefused,
+    LetterTaken,
+    Outcome,
+    Refuse,
+    Resolution,
+)
+from sidecar.call.flight import Flight
+from sidecar.call.metadata import without_credentials
+from sidecar.call.standing import GuardSettings
+from sidecar.policy import classify
+from sidecar.policy.classify import Repeat
+
+
+class Endings:
+    """Ends calls and keeps count; the guard decides which end it is."""
+
+    def __init__(self, settings: GuardSettings, details: Details, now: float) -> None:
+        self._parked_max = settings.parked_max
+        self._details = details
+        self._parked: dict[int, Flight] = {}
+        self._newest_token = 0
+        self.counts = CallCounts()
+        self.deliveries_in_flight = 0
+        self.last_activity = now
+
+    def begun(self, flight: Flight, now: float) -> None:
+        """Count a call that is on its way."""
+        if flight.is_delivery:
+            self.deliveries_in_flight += 1
+        else:
+            self.counts.in_flight += 1
+            self.last_activity = now
+
+    def succeeded(self, flight: Flight, now: float) -> None:
+        """End a call well."""
+        self.counts.ok += 1
+        self._over(flight, now)
+
+    def cancelled(self, flight: Flight, now: float) -> None:
+        """End a call whose caller went away."""
+        if flight.token is not None:
+            self._parked.pop(flight.token, None)
+        self.counts.cancelled += 1
+        self._over(flight, now)
+
+    def unroutable(self, error: OutriggerError) -> Refuse:
+        """Refuse a call that goes nowhere."""
+        self._count_refusal("route")
+        return Refuse(answers.refusal(error, "route", self._details))
+
+    def refused(
+        self, flight: Flight, layer: str, error: OutriggerError, now: float
+    ) -> Refuse | Letter:
+        """End a call of which nothing was sent, or ask for its letter."""
+        flight.refused_by = layer
+        answer = answers.refusal(error, layer, self._details)
+        if classify.may_be_letter(layer):
+            why_not = self._why_no_letter(flight, now)
+            if why_not is None:
+                return self._park(flight, answer)
+            if why_not:
+                answer = answers.without_letter(answer, why_not)
+        self._unsuccessful(flight, now)
+        return Refuse(answer)
+
+    def failed(self, flight: Flight, outcome: Outcome, now: float) -> Finish | Letter:
+        """End a call with the failure it had, or ask for its letter."""
+        trailers = answers.attempts_trailer(flight.attempts)
+        if classify.is_outage(outcome.code, outcome.origin):
+            why_not = self._why_no_letter(flight, now, committed=outcome.committed)
+            if why_not is None:
+                answer = answers.passed_on(outcome, trailers)
+                return self._park(flight, answer)
+            if why_not:
+                trailers += answers.no_letter_trailer(why_not)
+        self._unsuccessful(flight, now)
+        return Finish(None, trailers)
+
+    def resolved(self, token: int, result: Resolution, now: float) -> Finish:
+        """End a call whose letter was taken or refused; an unknown token passes."""
+        flight = self._parked.pop(token, None)
+        if flight is None or flight.answer is None:
+            return Finish(None)
+        answer = flight.answer
+        if isinstance(result, LetterTaken):
+            self.counts.letters += 1
+            answer = answers.with_letter(answer, result.letter_id, flight.attempts)
+        elif isinstance(result, LetterRefused):
+            answer = answers.without_letter(answer, result.reason)
+        elif isinstance(result, GivenUp):
+            answer = result.answer
+        self._unsuccessful(flight, now)
+        return Finish(answer)
+
+    def _why_no_letter(
+        self, flight: Flight, now: float, *, committed: bool = False
+    ) -> str | None:
+        """Return None to take one, else why not; empty if none was wanted."""
+        if not flight.wants_letter:
+            return ""
+        if committed:
+            return "COMMITTED"
+        if flight.method.repeat is Repeat.UNSAFE:
+            return "UNSAFE_METHOD"
+        deadline = flight.call.deadline
+        late = deadline is not None and now >= deadline
+        if late and flight.method.rule.letter != "always":
+            return "DEADLINE_PASSED"
+        if len(self._parked) >= self._parked_max:
+            return "TOO_MANY_WAITING"
+        return None
+
+    def _park(self, flight: Flight, answer: Answer) -> Letter:
+        """Ask for a letter; the call's place at the upstream is free meanwhile."""
+        _leave(flight)
+        self._newest_token += 1
+        self._parked[self._newest_token] = flight
+        flight.token = self._newest_token
+        flight.answer = answer
+        return Letter(
+            flight,
+            flight.token,
+            flight.upstream,
+            flight.key,
+            without_credentials(flight.metadata),
+            answer.code,
+            answer.message,
+        )
+
+    def _unsuccessful(self, flight: Flight, now: float) -> None:
+        if flight.refused_by is None:
+            self.counts.failed += 1
+        else:
+            self._count_refusal(flight.refused_by)
+        self._over(flight, now)
+
+    def _count_refusal(self, layer: str) -> None:
+        self.counts.refused[layer] = self.counts.refused.get(layer, 0) + 1
+
+    def _over(self, flight: Flight, now: float) -> None:
+        flight.is_over = True
+        _leave(flight)
+        if flight.is_delivery:
+            self.deliveries_in_flight -= 1
+        else:
+            self.counts.in_flight -= 1
+            self.last_activity = now
+
+
+def _leave(flight: Flight) -> None:
+    if flight.has_place:
+        flight.has_place = False
+        flight.method.upstream.limit.leave()
