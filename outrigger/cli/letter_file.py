@@ -18,6 +18,7 @@ from outrigger.cli.new_file import open_for_reading
 from outrigger.core.errors import Corrupt, Invalid
 from outrigger.v1.letter_pb2 import Letter
 
+_FORMAT: Final = "outrigger-letters"
 _VERSION: Final = 1
 _LINE_BYTES: Final = 64 * 1024 * 1024
 """Longest line read: far above any letter, far below any memory."""
@@ -32,7 +33,7 @@ class LetterWriter:
 
     def header(self) -> str:
         """Return the first line."""
-        return _line({"kind": "header", "format": "outrigger-letters", "v": _VERSION})
+        return _line({"kind": "header", "format": _FORMAT, "version": _VERSION})
 
     def letter(self, letter: Letter) -> str:
         """Return the line of a letter."""
@@ -79,17 +80,17 @@ def _check_header(path: Path, file: BinaryIO) -> None:
         found = json.loads(file.readline(_LINE_BYTES))
     except ValueError:
         found = None
-    if not isinstance(found, dict) or found.get("format") != "outrigger-letters":
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise Invalid(
             "NOT_AN_EXPORT",
             f"{path} is not an export of letters: expected a file made by 'outrigger"
             " letters export'",
         )
-    if found.get("v") != _VERSION:
+    if found != json.loads(LetterWriter().header()):
         raise Invalid(
             "NOT_AN_EXPORT",
-            f"{path} is an export of version {found.get('v')!r}, this command reads"
-            f" {_VERSION}: use the version of outrigger that wrote it",
+            f"{path} is an export of version {found.get('version')!r}, this command"
+            f" reads {_VERSION}: use the version of outrigger that wrote it",
         )
 
 
