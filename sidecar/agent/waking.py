@@ -26,13 +26,22 @@ class Waking:
         if pause_s:
             await life.ports.clock.sleep(pause_s)
         await actuator.wait_gone()
-        await life.ports.checkpoints.fence(life.agent_id, life.epoch)
+        await self._fence()
         life.restore = await self.choose()
         life.is_starting = True
         life.restoring = None
         life.restored = None
         pid = actuator.spawn()
         self._feed(Input.STARTED, f"process {pid} runs")
+
+    async def _fence(self) -> None:
+        # A full disk must not keep an agent asleep: the process that could have
+        # saved under an older epoch is gone, and so is the need for the fence.
+        life = self._life
+        try:
+            await life.ports.checkpoints.fence(life.agent_id, life.epoch)
+        except OutriggerError as error:
+            life.ports.publish(describe("agent.fence", error))
 
     async def choose(self) -> ManifestView | None:
         """Return the checkpoint to restore, verified; None means start afresh.
