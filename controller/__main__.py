@@ -1,0 +1,33 @@
+"""`python -m controller`: a controller without the rest of the command."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+
+from controller.app import run
+from controller.config import from_args
+from outrigger.core.errors import Denied, Invalid, OutriggerError, Transient
+
+_EXIT_CODES = ((Denied, 4), (Invalid, 2), (Transient, 3))
+
+
+def _announce(addresses: dict[str, str]) -> None:
+    sys.stdout.write(json.dumps(addresses) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Run until told to stop; return the exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    try:
+        config = from_args(sys.argv[1:], os.environ)
+        return asyncio.run(run(config, announce=_announce))
+    except OutriggerError as error:
+        sys.stderr.write(f"{error.reason}: {error.message}\n")
+        return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
