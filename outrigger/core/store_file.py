@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,9 @@ from outrigger.core.errors import Corrupt, OutriggerError, Overloaded, Transient
 _BUSY_TIMEOUT_S: Final = 5.0
 _SIDE_FILES: Final = ("-wal", "-shm", "-journal")
 _PRIMARY: Final = 0xFF
+_LENIENT_TEXT: Final = partial(str, encoding="utf-8", errors="replace")
+"""One text with a flipped bit must not fail a query over all others; who stores
+text that matters keeps a checksum of it."""
 
 _DAMAGED: Final = frozenset(
     {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -121,6 +125,7 @@ def plain_connection(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
+    connection.text_factory = _LENIENT_TEXT
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
     return connection
