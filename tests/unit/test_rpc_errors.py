@@ -7,6 +7,7 @@ from outrigger.core.rpc.errors import (
     details_metadata,
     error_info,
     from_rpc_error,
+    retry_hint_s,
     status_code,
 )
 
@@ -130,3 +131,14 @@ def test_cause_chain_names_every_cause_once():
 
     assert errors.cause_chain(outer) == ("Transient: upload", "ValueError: disk")
     assert repr(outer) == "Transient(X: upload)"
+
+
+def test_a_retry_hint_is_read_from_trailers():
+    """RetryInfo counts; other trailers, other details and garbage do not."""
+    full = errors.Overloaded("FULL", "Full.", retry_after_s=1.5)
+    plain = errors.Overloaded("FULL", "Full.")
+
+    assert retry_hint_s((("a", "b"), *details_metadata(full))) == 1.5
+    assert retry_hint_s(details_metadata(plain)) is None
+    assert retry_hint_s((("grpc-status-details-bin", b"\xff\xff"),)) is None
+    assert retry_hint_s(()) is None

@@ -4,6 +4,7 @@ A status of ours carries google.rpc.ErrorInfo{reason, domain="outrigger"} in
 `grpc-status-details-bin`; that is how it is told from an upstream's answer.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
@@ -106,6 +107,23 @@ def error_info(details: bytes | None) -> ErrorInfo | None:
     for detail in status.details:
         if detail.Unpack(info):
             return info
+    return None
+
+
+def retry_hint_s(trailers: Sequence[tuple[str, str | bytes]]) -> float | None:
+    """Return the seconds of a google.rpc.RetryInfo in trailers, if there is one."""
+    for key, value in trailers:
+        if key != DETAILS_KEY or not isinstance(value, bytes):
+            continue
+        status = Status()
+        try:
+            status.ParseFromString(value)
+        except DecodeError:
+            return None
+        retry = RetryInfo()
+        for detail in status.details:
+            if detail.Unpack(retry):
+                return float(retry.retry_delay.ToNanoseconds() / 1e9)
     return None
 
 
