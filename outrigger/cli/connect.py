@@ -177,8 +177,10 @@ def find_controller(where: Where, environ: Mapping[str, str]) -> Server:
         Transient: NOT_RUNNING when no controller has left a token.
         Denied: TOKEN_NOT_PRIVATE, TOKEN_UNREADABLE.
     """
-    state = where.state_dir or state_home(environ) / "controller"
-    known = announced(state)
+    state = where.state_dir
+    if state is None and not (where.controller and where.token_file):
+        state = state_home(environ) / "controller"
+    known = announced(state) if state else {}
     if where.state_dir is not None and known and _CONTROLLER_KEY not in known:
         raise _not_its_state(where.state_dir, "controller")
     address = (
