@@ -1,0 +1,236 @@
+"""One attempt: the request goes up, the response comes down, an outcome is left.
+
+The commit rule. Response headers with content, or the first message, are passed on
+at once and commit the call. Empty headers prove nothing: the library reports them
+for a failure without headers (Trailers-Only) too, and that must stay one, or the
+caller's own retries die. So the first message races the status for a few
+milliseconds; if neither has come by then, the headers are passed on, because a
+caller may wait for them before it sends.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from sidecar.call.descriptor import Go, Origin, Outcome, Trailers
+from sidecar.wire import local
+from sidecar.wire.caller import Caller, CallerGone, settled
+from sidecar.wire.parts import Parts
+from sidecar.wire.replay import Cursor, CursorClosed
+from sidecar.wire.upstreams import ChannelHandle
+
+UpstreamCall = Any
+"""grpc.aio's call objects; what we need of them is in no public protocol."""
+
+_DEADLINE_EXCEEDED: Final = 4
+_UNKNOWN: Final = 2
+_TIMER_SLACK_S: Final = 0.02
+_YIELDS: Final = 3
+_FROM_CALLER_ONLY: Final = frozenset({"user-agent"})
+"""Metadata that the library makes anew for every call."""
+
+
+class Attempt:
+    """One attempt of one call."""
+
+    def __init__(
+        self,
+        go: Go,
+        method: str,
+        caller: Caller,
+        handle: ChannelHandle,
+        parts: Parts,
+    ) -> None:
+        self._go = go
+        self._method = method
+        self._caller = caller
+        self._handle = handle
+        self._tasks = parts.tasks
+        self._clock = parts.clock
+        self._options = parts.options
+        self._mark = handle.mark()
+        self._began = parts.clock.monotonic()
+        self._call: UpstreamCall = None
+        self._cursor: Cursor | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._early_headers: asyncio.Task[None] | None = None
+        self._is_decided = False
+        """A first message or a status has come."""
+
+    async def run(self) -> Outcome:
+        """Make the attempt and return how it ended.
+
+        Raises:
+            CallerGone: the response cannot be passed on.
+            asyncio.CancelledError: the caller went away.
+        """
+        metadata = tuple(p for p in self._go.metadata if p[0] not in _FROM_CALLER_ONLY)
+        key = local.illegal(metadata)
+        if key is not None:
+            return local.outcome(local.illegal_request(key))
+        await settled(self._caller.replay, self._options.join_s)
+        try:
+            self._open(metadata)
+            return await self._relay()
+        finally:
+            self._close()
+
+    def late(self) -> Outcome:
+        """Return the outcome of an attempt cut short by the caller's deadline."""
+        return Outcome(
+            _DEADLINE_EXCEEDED,
+            "the caller's deadline has passed",
+            self._origin(_DEADLINE_EXCEEDED, (), timed_out=True),
+            self._is_committed,
+        )
+
+    @property
+    def _is_committed(self) -> bool:
+        return self._caller.is_committed or self._caller.replay.has_overflowed
+
+    def _open(self, metadata: Trailers) -> None:
+        replay = self._caller.replay
+        channel, timeout_s = self._handle.channel, self._go.timeout_s
+        request = replay.only_message
+        if request is not None:
+            # Headers, message and half-close in one piece; whether one response or
+            # many come back does not matter to it.
+            unary: Any = channel.unary_stream(self._method)
+            self._call = unary(request, metadata=metadata, timeout=timeout_s)
+            return
+        self._call = channel.stream_stream(self._method)(
+            metadata=metadata, timeout=timeout_s
+        )
+        self._cursor = replay.cursor()
+        self._writer = self._tasks.spawn(
+            "wire.write", _write_requests(self._call, self._cursor)
+        )
+
+    async def _relay(self) -> Outcome:
+        try:
+            await self._respond()
+        except grpc.aio.AioRpcError as error:
+            trailers = tuple(error.trailing_metadata() or ())
+            code = _number(error.code())
+            return await self._outcome(code, error.details() or "", trailers)
+        except KeyError:
+            # A status number beyond 16, which the library has no name for.
+            return await self._outcome(_UNKNOWN, await self._call.details(), ())
+        except asyncio.CancelledError:
+            if not self._was_closed_here():
+                raise
+            return local.outcome(
+                local.channel_closed(self._handle.name), committed=self._is_committed
+            )
+        trailers = tuple(await self._call.trailing_metadata())
+        return await self._outcome(0, await self._call.details() or "", trailers)
+
+    async def _respond(self) -> None:
+        """Pass the response on until its status."""
+        headers = tuple(await self._call.initial_metadata())
+        if headers:
+            await self._caller.headers(_legal(headers))
+        else:
+            self._timer = asyncio.get_running_loop().call_later(
+                self._options.commit_s, self._headers_due
+            )
+        while True:
+            message = await self._call.read()
+            if not self._is_decided:
+                await self._decided()
+            if message is grpc.aio.EOF:
+                return
+            await self._caller.message(message)
+
+    def _headers_due(self) -> None:
+        self._early_headers = self._tasks.spawn("wire.headers", self._send_headers())
+
+    async def _send_headers(self) -> None:
+        # Timers run before what the same round of the loop received: look again.
+        for _ in range(_YIELDS):
+            await self._clock.sleep(0)
+        if self._is_decided or self._call.done():
+            return
+        try:
+            await self._caller.headers(())
+        except CallerGone:
+            return  # the handler is told the same, and ends the call
+
+    async def _decided(self) -> None:
+        """Stop the race; headers on their way arrive before what follows them."""
+        self._is_decided = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._early_headers is not None:
+            await asyncio.wait((self._early_headers,))
+
+    async def _outcome(self, code: int, message: str, trailers: Trailers) -> Outcome:
+        await self._decided()
+        origin = self._origin(code, trailers, timed_out=self._has_timed_out())
+        legal = _legal(trailers)
+        return Outcome(code, message, origin, self._is_committed, legal)
+
+    def _origin(self, code: int, trailers: Trailers, *, timed_out: bool) -> Origin:
+        return self._handle.origin(code, trailers, self._mark, timed_out=timed_out)
+
+    def _has_timed_out(self) -> bool:
+        limit_s = self._go.timeout_s
+        elapsed_s = self._clock.monotonic() - self._began
+        return limit_s is not None and elapsed_s >= limit_s - _TIMER_SLACK_S
+
+    def _was_closed_here(self) -> bool:
+        """Say whether the channel was closed, and not this task cancelled."""
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling() and self._call.cancelled()
+
+    def _close(self) -> None:
+        # A call that is dropped unfinished is never collected by the library, so it
+        # is always cancelled; one that is done takes no notice.
+        if self._call is not None:
+            self._call.cancel()
+        if self._cursor is not None:
+            self._cursor.close()
+        if self._writer is not None:
+            self._writer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._is_decided = True
+
+
+async def _write_requests(call: UpstreamCall, cursor: Cursor) -> None:
+    """Send the request up, one message at a time, until the attempt is over.
+
+    A failure here is never the attempt's outcome: its status says why.
+    """
+    try:
+        await call.wait_for_connection()
+        while (message := await cursor.get()) is not None:
+            await _write(call, message)
+            cursor.sent()
+        await call.done_writing()
+    except (CursorClosed, grpc.aio.AioRpcError, grpc.aio.BaseError):
+        return
+
+
+async def _write(call: UpstreamCall, message: bytes) -> None:
+    """Send one message.
+
+    Not `call.write`: when the callee has answered before it read everything, that
+    one replaces the callee's status by an INTERNAL of its own (186 of 200 times on
+    grpcio 1.85.1).
+    """
+    await call._cython_call.send_serialized_message(message)  # noqa: SLF001 - see above
+
+
+def _legal(metadata: Trailers) -> Trailers:
+    """Leave out what gRPC refuses to send, though a peer may have sent it."""
+    if local.illegal(metadata) is None:
+        return metadata
+    return tuple(pair for pair in metadata if local.illegal((pair,)) is None)
+
+
+def _number(code: grpc.StatusCode) -> int:
+    return int(code.value[0])

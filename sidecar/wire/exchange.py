@@ -1,0 +1,229 @@
+"""One call from begin to end: ask the guard, do what it says, tell it how that went.
+
+Who may end a call at the same moment: its outcome, its caller, its deadline, its
+letter. The first to reach the guard wins. An attempt is told to it once: as ended, or
+not at all if its caller went away, for then `cancelled` speaks for it. Once a letter
+is being taken nothing else ends the call, because the letter may be on disk.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final, cast
+
+from outrigger.core.errors import OutriggerError, Refused
+from sidecar.call.descriptor import (
+    Call,
+    Finish,
+    Go,
+    Letter,
+    LetterDraft,
+    LetterRefused,
+    LetterTaken,
+    Outcome,
+    Permit,
+    Refuse,
+    Resolution,
+    Retry,
+    Wait,
+)
+from sidecar.wire import local
+from sidecar.wire.attempt import Attempt
+from sidecar.wire.caller import Caller, CallerGone, settled
+from sidecar.wire.parts import Parts
+from sidecar.wire.replay import Replay
+
+Verdict = Go | Wait | Refuse | Letter | Retry | Finish
+
+_SLACK_S: Final = 0.005
+_SLACK_RATIO: Final = 0.01
+"""The library rounds timeouts up by as much, so callers give up that much sooner."""
+
+
+@dataclass(slots=True)
+class Ended:
+    """How a call ended."""
+
+    verdict: Finish | Refuse
+    outcome: Outcome | None
+    """Of the last attempt; None if there was none."""
+
+
+class Exchange:
+    """One call."""
+
+    def __init__(self, parts: Parts, call: Call, caller: Caller) -> None:
+        self._parts = parts
+        self._call = call
+        self._caller = caller
+        self._began = parts.clock.monotonic()
+        self._permit: Permit | None = None
+        self._live: Attempt | None = None
+        self._live_number = 0
+        self._outcome: Outcome | None = None
+        self._hand_over: asyncio.Task[None] | None = None
+        self._resolved: Go | Refuse | Finish | None = None
+
+    async def run(self) -> Ended:
+        """Carry the call to its end.
+
+        Raises:
+            asyncio.CancelledError: the caller went away; the guard was told.
+            Exception: a defect; the guard was told that the call is gone.
+        """
+        parts = self._parts
+        verdict: Verdict = parts.guard.begin(self._call, self._began)
+        if not isinstance(verdict, Refuse):
+            self._caller.open()
+        try:
+            while not isinstance(verdict, Finish | Refuse):
+                verdict = await self._next(verdict)
+        except CallerGone:
+            self._gone()
+            raise asyncio.CancelledError from None
+        except BaseException:
+            self._gone()
+            raise
+        finally:
+            self._caller.replay.abandon()
+        return Ended(verdict, self._outcome)
+
+    async def _next(self, verdict: Go | Wait | Letter | Retry) -> Verdict:
+        if isinstance(verdict, Retry):
+            await self._parts.clock.sleep(verdict.after_s)
+            permit = cast("Permit", self._permit)  # an attempt came before
+            return self._parts.guard.attempt(permit, self._now())
+        self._permit = verdict.permit
+        if isinstance(verdict, Go):
+            return await self._attempt(verdict)
+        if isinstance(verdict, Letter):
+            return await self._letter(verdict)
+        return await self._park(verdict)
+
+    async def _attempt(self, go: Go) -> Verdict:
+        parts = self._parts
+        handle = parts.targets.get(go.permit.upstream)
+        if handle is None:
+            outcome = local.outcome(local.no_channel(go.permit.upstream))
+        else:
+            self._live_number = go.attempt
+            self._live = Attempt(
+                go,
+                self._call.method,
+                self._caller,
+                handle,
+                parts,
+            )
+            outcome = await self._live.run()
+            self._live = None
+        self._outcome = outcome
+        return parts.guard.ended(
+            go.permit, go.attempt, outcome, self._now(), parts.rng.draw()
+        )
+
+    async def _park(self, wait: Wait) -> Verdict:
+        parked = self._parts.parked
+        parked[wait.token] = asyncio.get_running_loop().create_future()
+        try:
+            result = await parked[wait.token]
+        finally:
+            del parked[wait.token]
+        return self._parts.guard.resolved(wait.token, result, self._now())
+
+    async def _letter(self, letter: Letter) -> Verdict:
+        replay = self._caller.replay
+        await settled(replay, self._parts.options.letter_wait_s)
+        request = replay.only_message
+        if request is None:
+            refused = LetterRefused(_why_no_letter(replay))
+            return self._parts.guard.resolved(letter.token, refused, self._now())
+        task = self._begin_hand_over(letter, request)
+        await asyncio.wait((task,))
+        if self._resolved is None:  # the tasks of the wire were closed under it
+            raise asyncio.CancelledError
+        return self._resolved
+
+    def _begin_hand_over(self, letter: Letter, request: bytes) -> asyncio.Task[None]:
+        """Take the letter in a task of its own.
+
+        A caller that goes away in the middle of it cannot undo what may be on disk.
+        """
+        self._hand_over = self._parts.tasks.spawn(
+            "wire.letter",
+            self._take(letter, request),
+            subject=self._call.call_id,
+        )
+        return self._hand_over
+
+    async def _take(self, letter: Letter, request: bytes) -> None:
+        result: Resolution = LetterRefused("UNEXPECTED")
+        try:
+            result = await self._accept(letter, request)
+        except OutriggerError as error:
+            result = LetterRefused(error.reason)
+        finally:
+            self._resolved = self._parts.guard.resolved(
+                letter.token, result, self._now()
+            )
+
+    async def _accept(self, letter: Letter, request: bytes) -> LetterTaken:
+        if self._parts.letters is None:
+            raise Refused("NO_LETTERS", "this sidecar takes no letters")
+        draft = LetterDraft(
+            letter_id=self._call.call_id,
+            upstream=letter.upstream,
+            method=self._call.method,
+            metadata=tuple(letter.metadata),
+            request=request,
+            idempotency_key=letter.idempotency_key,
+            code=letter.code,
+            message=letter.message,
+        )
+        return LetterTaken(await self._parts.letters.accept(draft))
+
+    def _gone(self) -> None:
+        """Tell the guard that the caller is gone, or has run out of time."""
+        if self._permit is None or self._hand_over is not None:
+            return
+        now = self._now()
+        if self._live is None or not self._is_late(now):
+            self._parts.guard.cancelled(self._permit, now)
+            return
+        verdict = self._parts.guard.ended(
+            self._permit,
+            self._live_number,
+            self._live.late(),
+            now,
+            self._parts.rng.draw(),
+        )
+        if isinstance(verdict, Retry):
+            self._parts.guard.cancelled(self._permit, now)
+        elif isinstance(verdict, Letter):
+            self._late_letter(verdict)
+
+    def _late_letter(self, letter: Letter) -> None:
+        """Take a letter that its caller will not hear of."""
+        replay = self._caller.replay
+        request = replay.only_message
+        if request is None:
+            refused = LetterRefused(_why_no_letter(replay))
+            self._parts.guard.resolved(letter.token, refused, self._now())
+            return
+        _ = self._begin_hand_over(letter, request)
+
+    def _is_late(self, now: float) -> bool:
+        """Say whether the caller went away because its time was up.
+
+        Its own clock rings first, by a rounding error of the timeout.
+        """
+        deadline = self._call.deadline
+        if deadline is None:
+            return False
+        slack_s = _SLACK_S + _SLACK_RATIO * (deadline - self._began)
+        return now >= deadline - slack_s
+
+    def _now(self) -> float:
+        return self._parts.clock.monotonic()
+
+
+def _why_no_letter(replay: Replay) -> str:
+    return "REQUEST_TOO_LARGE" if replay.has_overflowed else "STREAMING_REQUEST"
