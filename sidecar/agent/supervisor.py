@@ -191,6 +191,8 @@ class Supervisor:
         if self._machine.state not in _UP:
             self._life.epochs.check()
         if not validate_only:
+            if self._machine.state is AgentState.FAILED:
+                self._life.restore_below = None  # somebody may have mended the newest
             self._machine.feed(Input.WAKE_REQUESTED, reason)
         return self.snapshot()
 

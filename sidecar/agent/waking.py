@@ -91,7 +91,7 @@ class Waking:
                 f"generation {failed} could not be restored and no older one is good",
             )
             return
-        life.restore_below = failed
+        life.restore_below = older.generation + 1
         life.know(older)
         life.ports.publish(
             CheckpointMoved(
