@@ -116,9 +116,8 @@ class Shelf:
             if not self._opened:
                 for folder in (self._folder, self.catalog.folder):
                     self._sweep(folder, _temporaries(folder))
-                self._learn(self.catalog.survey())
+                self.tidy()
                 self._opened = True
-        self.tidy()
 
     def load(self, generation: int) -> Manifest:
         """Read one manifest from disk; see `Catalog.load` for errors."""
