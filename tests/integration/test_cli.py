@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -650,6 +651,20 @@ def test_checkpoint_is_saved_from_a_file(controller, tmp_path):
     assert max(len(each.chunk) for each in chunks) == 1 << 20
     assert commit.commit.raw_size_bytes == len(STATE)
     assert commit.commit.state_digest == digest(STATE)
+
+
+def test_interrupt_ends_a_save(sidecar, tmp_path):
+    """Ctrl-C while a state is sent ends with 130, not with a defect."""
+
+    def interrupt(_requests):
+        os.kill(os.getpid(), signal.SIGINT)
+        sidecar.stopping.wait(30)
+
+    sidecar.answers["CheckpointService.SaveCheckpoint"] = interrupt
+    path = tmp_path / "state"
+    path.write_bytes(STATE)
+    result = run_here("checkpoints", "save", path, *to(sidecar))
+    assert (result.code, result.err) == (130, "")
 
 
 def test_file_that_cannot_be_read_is_not_saved(sidecar, tmp_path):

@@ -192,6 +192,7 @@ def test_closed_pipe_leaves_no_complaint_of_the_interpreter():
     with os.fdopen(writer, "wb") as closed:
         done = subprocess.run(
             command_line("--help"),
+            env={"PATH": os.environ["PATH"]},  # buffered, whatever the tests are
             stdout=closed,
             stderr=subprocess.PIPE,
             check=False,
