@@ -1,0 +1,701 @@
+"""The sidecar composed: the one place where its objects meet.
+
+Order of the start: the state directory's lock, the database, the letters, the
+checkpoints, the listeners, the agent. The agent comes last, because it calls all
+the others. The end goes the other way round.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from outrigger import __version__
+from outrigger.core import names
+from outrigger.core.access import Principal, Role, Tokens
+from outrigger.core.clock import Clock, SystemClock
+from outrigger.core.database import Database
+from outrigger.core.errors import Invalid
+from outrigger.core.event_log import EventLog
+from outrigger.core.events import Alerted, CircuitMoved, LetterMoved, Payload
+from outrigger.core.rng import SystemRng, new_instance_id
+from outrigger.core.rpc.chain import Chain, Policy
+from outrigger.core.rpc.errors import details_metadata, retry_hint_s
+from outrigger.core.rpc.public import PUBLIC_ACCESS, serve_public
+from outrigger.core.rpc.server import SERVER_OPTIONS, bind, read_secret
+from outrigger.core.state_dir import StateDirectory, read_token
+from outrigger.core.tasks import Tasks
+from outrigger.v1 import agent_pb2
+from outrigger.v1 import attach_service_pb2_grpc as attach_grpc
+from outrigger.v1 import checkpoint_service_pb2_grpc as checkpoint_grpc
+from outrigger.v1 import circuit_service_pb2_grpc as circuit_grpc
+from outrigger.v1 import letter_service_pb2_grpc as letter_grpc
+from outrigger.v1 import sidecar_service_pb2_grpc as sidecar_grpc
+from sidecar.agent import records as agent_records
+from sidecar.agent import session
+from sidecar.agent.actuators import Command, OnExit, ProcessActuator
+from sidecar.agent.app_port import accepts
+from sidecar.agent.inbound import APP, InboundGuard
+from sidecar.agent.leases import KeepAwakeLeases
+from sidecar.agent.ports import SleepMode, SupervisorPorts, SupervisorSettings
+from sidecar.agent.records import LifecycleRecords
+from sidecar.agent.supervisor import Supervisor
+from sidecar.call import records as circuit_records
+from sidecar.call.descriptor import Answer, Metadata
+from sidecar.call.guard import CallGuard, GuardSettings
+from sidecar.call.metadata import without_credentials
+from sidecar.call.records import CircuitRecords
+from sidecar.call.routes import Routes, Upstream
+from sidecar.checkpoints import transfer
+from sidecar.checkpoints.limits import Limits
+from sidecar.checkpoints.manifest import Manifest
+from sidecar.checkpoints.store import CheckpointStore
+from sidecar.config import SidecarConfig
+from sidecar.letters import journal as journal_module
+from sidecar.letters.delivery import Delivery
+from sidecar.letters.journal import Journal
+from sidecar.load.meter import Meter
+from sidecar.load.reporter import Reporter
+from sidecar.load.sampler import Sampler
+from sidecar.policy.activity import Evidence
+from sidecar.policy.agent import AgentState
+from sidecar.policy.letter import Letter, LetterLimits, delivery_metadata
+from sidecar.rpc import circuits, letters
+from sidecar.rpc import sidecar as sidecar_rpc
+from sidecar.rpc.status import Status
+from sidecar.wire.grpcio import GrpcioWire, Listener
+from sidecar.wire.protocol import Sent
+from sidecar.wire.upstreams import UpstreamChannels
+
+_log = logging.getLogger("outrigger.sidecar")
+
+_DATABASE: Final = "sidecar.db"
+_CHECKPOINTS: Final = "checkpoints"
+_GRACE_S: Final = 2.0
+_COUNT_PAUSE_S: Final = 0.5
+
+ACCESS: Final = {
+    **PUBLIC_ACCESS,
+    **session.ACCESS,
+    **transfer.ACCESS,
+    **letters.ACCESS,
+    **circuits.ACCESS,
+    **sidecar_rpc.ACCESS,
+}
+"""Who may call what on the API; a method without a row is refused."""
+
+_SERVICES: Final = (
+    "outrigger.v1.AttachService",
+    "outrigger.v1.CheckpointService",
+    "outrigger.v1.CircuitService",
+    "outrigger.v1.LetterService",
+    "outrigger.v1.SidecarService",
+)
+
+Announce = Callable[[Mapping[str, object]], None]
+
+
+class Sidecar:
+    """One sidecar, composed over an open database."""
+
+    def __init__(
+        self,
+        config: SidecarConfig,
+        state: StateDirectory,
+        database: Database,
+        clock: Clock,
+    ) -> None:
+        """Compose; needs the running loop of the main thread.
+
+        Raises:
+            Denied: TOKEN_NOT_PRIVATE.
+            Invalid: the routes contradict one another.
+            Transient: STATE_UNUSABLE.
+        """
+        self._config = config
+        self._state = state
+        self._clock = clock
+        self._rng = SystemRng()
+        self._database = database
+        self._events = EventLog(agent_id=config.agent_id, clock=clock)
+        self._tasks = Tasks(self._publish, clock)
+        self._circuits_moved = asyncio.Event()
+        self._letters_moved = asyncio.Event()
+        self._live_letters = 0
+        self._admin_token = state.token(names.ADMIN_TOKEN_FILE)
+        self._agent_token = _agent_token(config, state)
+        self._journal = self._make_journal()
+        self._checkpoints = self._make_checkpoints()
+        self._guard, self._routes = self._make_guard()
+        self._channels = UpstreamChannels(
+            config.upstreams, self._upstream_ready, tasks=self._tasks
+        )
+        self._wire = self._make_wire()
+        self._delivery = self._make_delivery()
+        self._leases = KeepAwakeLeases(new_instance_id)
+        self._addresses = agent_pb2.SidecarAddresses()
+        self._app_target = ""
+        self._supervisor = self._make_supervisor()
+        self._inbound = InboundGuard(
+            awake=lambda: self._supervisor.awake,
+            wake=self._wake_for_call,
+            on_call=self._supervisor.activity,
+            resolve=lambda token, result: self._inbound_wire.resolve(token, result),
+            details=details_metadata,
+            hold_max_s=config.hold_max_s,
+        )
+        self._inbound_channels = UpstreamChannels({}, lambda _: None, tasks=self._tasks)
+        self._inbound_wire = self._make_inbound_wire()
+        self._meter = self._make_meter()
+        self._status = self._make_status()
+        self._reporter = self._make_reporter()
+        self._api = self._make_api()
+
+    # Composition.
+
+    def _make_journal(self) -> Journal:
+        config = self._config
+        return Journal(
+            self._database,
+            agent_id=config.agent_id,
+            clock=self._clock,
+            rng=self._rng,
+            limits=LetterLimits(
+                max_letters=config.letters_live_max,
+                max_bytes=config.letters_bytes_max,
+            ),
+            publish=self._publish,
+        )
+
+    def _make_checkpoints(self) -> CheckpointStore:
+        return CheckpointStore(
+            self._state.path / _CHECKPOINTS,
+            clock=self._clock,
+            limits=Limits(quota_bytes=self._config.checkpoint_quota_bytes),
+            publish=self._publish,
+        )
+
+    def _make_guard(self) -> tuple[CallGuard, Routes]:
+        config = self._config
+        routes = Routes(
+            [Upstream(name, target) for name, target in config.upstreams.items()],
+            config.rules,
+            prefixes=config.services,
+        )
+        guard = CallGuard(
+            routes,
+            GuardSettings(concurrency=config.concurrency),
+            publish=self._publish,
+            now=self._clock.monotonic(),
+            details=details_metadata,
+            retry_hint=retry_hint_s,
+        )
+        return guard, routes
+
+    def _make_wire(self) -> GrpcioWire:
+        config, folder = self._config, self._state.path
+        return GrpcioWire(
+            self._guard,
+            self._channels,
+            letters=self._journal,
+            clock=self._clock,
+            rng=self._rng,
+            tasks=self._tasks,
+            listen=(
+                Listener(
+                    address=config.outbound.address,
+                    flag="--outbound",
+                    tls=config.tls,
+                    may_move=config.outbound.may_move,
+                ),
+                Listener(
+                    address=f"unix:{folder / names.OUTBOUND_SOCKET}", flag="--state"
+                ),
+            ),
+        )
+
+    def _make_inbound_wire(self) -> GrpcioWire:
+        inbound = self._config.inbound
+        listen = () if inbound is None else (inbound,)
+        return GrpcioWire(
+            self._inbound,
+            self._inbound_channels,
+            letters=None,
+            clock=self._clock,
+            rng=self._rng,
+            tasks=self._tasks,
+            listen=[
+                Listener(
+                    address=one.address,
+                    flag="--inbound",
+                    tls=self._config.tls,
+                    may_move=one.may_move,
+                )
+                for one in listen
+            ],
+        )
+
+    def _make_delivery(self) -> Delivery:
+        return Delivery(
+            self._journal,
+            self._send,
+            clock=self._clock,
+            rng=self._rng,
+            tasks=self._tasks,
+            publish=self._publish,
+            retry_after=lambda upstream, method: self._guard.circuit_retry_after_s(
+                upstream, method, self._clock.monotonic()
+            ),
+        )
+
+    def _make_supervisor(self) -> Supervisor:
+        config = self._config
+        supervisor = Supervisor(
+            config.agent_id,
+            settings=SupervisorSettings(
+                sleep_mode=SleepMode(config.sleep_mode),
+                frozen_keep_s=config.frozen_keep_s,
+                wake_timeout_s=config.wake_timeout_s,
+            ),
+            ports=SupervisorPorts(
+                checkpoints=self._checkpoints,
+                leases=self._leases,
+                publish=self._publish,
+                clock=self._clock,
+                rng=self._rng,
+                tasks=self._tasks,
+                busy=lambda: (
+                    self._guard.counts.in_flight + self._inbound.counts.in_flight
+                ),
+                begun=lambda: self._guard.counts.begun + self._inbound.counts.begun,
+                accepts=accepts,
+            ),
+            records=LifecycleRecords(self._database, config.agent_id),
+            make_actuator=self._make_actuator if config.command else None,
+            app_address=config.app or "",
+        )
+        supervisor.on_change.append(self._agent_moved)
+        return supervisor
+
+    def _make_actuator(self, on_exit: OnExit) -> ProcessActuator:
+        environment = {
+            **self._config.environment,
+            names.ENV_AGENT_ID: self._config.agent_id,
+            names.ENV_API: f"unix:{self._state.path / names.API_SOCKET}",
+            names.ENV_OUTBOUND: self._addresses.outbound,
+            names.ENV_TOKEN: self._agent_token,
+        }
+        command = Command(words=self._config.command, environment=environment)
+        return ProcessActuator(command, clock=self._clock, on_exit=on_exit)
+
+    def _make_meter(self) -> Meter:
+        return Meter(
+            Sampler(self._clock),
+            pid=lambda: self._supervisor.snapshot().pid,
+            evidence=self._evidence,
+            clock=self._clock,
+            interval_s=self._config.report_interval_s,
+        )
+
+    def _make_status(self) -> Status:
+        return Status(
+            snapshot=self._supervisor.snapshot,
+            outbound=self._guard.counts,
+            inbound=self._inbound.counts,
+            leases=self._leases,
+            meter=self._meter,
+            live_letters=lambda: self._live_letters,
+            clock=self._clock,
+            group=self._config.group,
+            instance=new_instance_id(),
+            addresses=self._addresses,
+        )
+
+    def _make_reporter(self) -> Reporter | None:
+        config = self._config
+        if config.controller is None or config.join_token_file is None:
+            return None
+        return Reporter(
+            config.controller,
+            _join_token(config),
+            agent=self._status.agent,
+            sleep=self._commanded_sleep,
+            wake=self._commanded_wake,
+            events=self._events,
+            clock=self._clock,
+            rng=self._rng,
+            tasks=self._tasks,
+            operator_token=self._admin_token,
+            version=__version__,
+            credentials=_controller_credentials(config),
+        )
+
+    def _make_api(self) -> grpc.aio.Server:
+        agent_id = self._config.agent_id
+        policy = Policy(
+            table=ACCESS,
+            tokens=Tokens(
+                {
+                    self._admin_token: Principal(Role.OPERATOR),
+                    self._agent_token: Principal(Role.AGENT, agent_id),
+                }
+            ),
+            clock=self._clock,
+            report=self._publish,
+        )
+        server = grpc.aio.server(interceptors=[Chain(policy)], options=SERVER_OPTIONS)
+        attach_grpc.add_AttachServiceServicer_to_server(
+            session.AttachServicer(
+                self._supervisor,
+                self._leases,
+                agent_id=agent_id,
+                clock=self._clock,
+                tasks=self._tasks,
+            ),
+            server,
+        )
+        checkpoint_grpc.add_CheckpointServiceServicer_to_server(
+            transfer.CheckpointServicer(
+                self._checkpoints, agent_id=agent_id, on_saved=self._saved
+            ),
+            server,
+        )
+        circuit_grpc.add_CircuitServiceServicer_to_server(
+            circuits.CircuitServicer(self._guard, self._clock), server
+        )
+        letter_grpc.add_LetterServiceServicer_to_server(
+            letters.LetterServicer(
+                self._journal,
+                route=self._route,
+                redact=_redacted,
+                clock=self._clock,
+                rng=self._rng,
+            ),
+            server,
+        )
+        sidecar_grpc.add_SidecarServiceServicer_to_server(
+            sidecar_rpc.SidecarServicer(
+                self._status,
+                self._supervisor,
+                self._events,
+                upstreams=self._config.upstreams,
+                pid=os.getpid(),
+            ),
+            server,
+        )
+        self._health = serve_public(server, _SERVICES)
+        return server
+
+    # Life.
+
+    async def start(self) -> Mapping[str, object]:
+        """Recover what is on disk, listen, and start the agent.
+
+        Returns:
+            Where it listens, as in address.json.
+
+        Raises:
+            OutriggerError: it cannot start; the message says why.
+        """
+        await self._journal.recover()
+        await self._recover_circuits()
+        await self._count_letters()
+        await self._channels.start()
+        await self._wire.start()
+        await self._inbound_channels.start()
+        if self._config.inbound is not None:
+            await self._inbound_wire.start()
+        addresses = await self._listen_api()
+        self._spawn_loops()
+        await self._supervisor.start()
+        return addresses
+
+    async def run(self, stopped: asyncio.Event) -> int:
+        """Wait for a signal or the agent's end; return the exit code."""
+        signalled = self._tasks.spawn("wait for a signal", stopped.wait())
+        await asyncio.wait(
+            (signalled, self._supervisor.child_exited),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if self._supervisor.child_exited.done():
+            return self._supervisor.child_exited.result()
+        return 0
+
+    async def stop(self) -> None:
+        """End the listeners, the agent, the deliveries and the tasks."""
+        self._health.stop()
+        await self._wire.stop(_GRACE_S)
+        await self._inbound_wire.stop(_GRACE_S)
+        await self._supervisor.stop()
+        await self._delivery.stop(_GRACE_S)
+        await self._store_circuits()
+        await self._api.stop(_GRACE_S / 2)
+        await self._channels.close()
+        await self._inbound_channels.close()
+        await self._tasks.close()
+        await self._checkpoints.close()
+
+    async def _listen_api(self) -> Mapping[str, object]:
+        config, folder = self._config, self._state.path
+        api = bind(self._api, f"unix:{folder / names.API_SOCKET}", "--state")
+        api_tcp = bind(
+            self._api,
+            config.api.address,
+            "--api",
+            tls=config.tls,
+            may_move=config.api.may_move,
+        )
+        self._addresses.api = api
+        self._addresses.api_tcp = api_tcp
+        self._addresses.outbound = self._wire.addresses[0]
+        if config.inbound is not None:
+            self._addresses.inbound = self._inbound_wire.addresses[0]
+        await self._api.start()
+        return {
+            "agent_id": config.agent_id,
+            "pid": os.getpid(),
+            "outbound": self._addresses.outbound,
+            "outbound_socket": self._wire.addresses[1],
+            "api": api,
+            "api_tcp": api_tcp,
+            "inbound": self._addresses.inbound,
+        }
+
+    def _spawn_loops(self) -> None:
+        tasks = self._tasks
+        _ = tasks.spawn_forever("delivery", self._delivery.run)
+        _ = tasks.spawn_forever("circuits on disk", self._keep_circuits)
+        _ = tasks.spawn_forever("live letters", self._keep_count)
+        _ = tasks.spawn_forever("journal", self._keep_journal_open)
+        if self._config.measure:
+            _ = tasks.spawn_forever("meter", self._meter.run)
+        if self._reporter is not None:
+            _ = tasks.spawn_forever("reporter", self._reporter.run)
+        if self._config.redis is not None:
+            self._spawn_shared_tier(self._config.redis)
+
+    def _spawn_shared_tier(self, url: str) -> None:
+        # Imported only here: redis costs 10 MiB that most sidecars need not pay.
+        from sidecar.letters.shared_tier import SharedTier  # noqa: PLC0415
+
+        tier = SharedTier(
+            url,
+            self._journal,
+            self._database,
+            clock=self._clock,
+            rng=self._rng,
+            publish=self._publish,
+        )
+        _ = self._tasks.spawn_forever("shared tier", tier.run)
+
+    # What happens.
+
+    def _publish(self, payload: Payload) -> object:
+        if isinstance(payload, CircuitMoved):
+            self._circuits_moved.set()
+            if payload.after == "closed":
+                self._delivery.nudge(payload.circuit.partition("/")[0])
+        elif isinstance(payload, LetterMoved):
+            self._letters_moved.set()
+        return self._events.publish(payload)
+
+    def _upstream_ready(self, name: str) -> None:
+        self._guard.connection_ready(name, self._clock.monotonic())
+        self._delivery.nudge(name)
+
+    def _saved(self, manifest: Manifest, _epoch: int) -> None:
+        self._supervisor.checkpoint_saved(manifest)
+
+    def _agent_moved(self) -> None:
+        """React to any change of the agent: hand on, give up, report."""
+        supervisor = self._supervisor
+        snapshot = supervisor.snapshot()
+        if supervisor.awake:
+            _ = self._tasks.spawn("inbound target", self._agent_woke(snapshot.pid))
+        elif snapshot.state is AgentState.FAILED:
+            self._inbound.agent_failed(snapshot.reason)
+        if self._reporter is not None:
+            self._reporter.poke()
+
+    async def _agent_woke(self, pid: int) -> None:
+        """Connect to the process that is up now, then hand the held calls on."""
+        target = self._supervisor.app_address
+        mark = f"{pid} {target}"
+        if target and mark != self._app_target:
+            self._app_target = mark
+            await self._inbound_wire.set_target(APP, target)
+        self._inbound.agent_is_awake()
+
+    def _wake_for_call(self, reason: str) -> None:
+        self._supervisor.request_wake(0, reason)
+
+    async def _commanded_sleep(self, seen_epoch: int, reason: str) -> agent_pb2.Agent:
+        self._supervisor.request_sleep(seen_epoch, reason)
+        return self._status.agent()
+
+    async def _commanded_wake(self, seen_epoch: int, reason: str) -> agent_pb2.Agent:
+        self._supervisor.request_wake(seen_epoch, reason)
+        return self._status.agent()
+
+    async def _send(self, letter: Letter, timeout_s: float) -> Sent | Answer:
+        return await self._wire.send(
+            letter.upstream,
+            letter.method,
+            delivery_metadata(letter),
+            letter.request or b"",
+            timeout_s,
+        )
+
+    def _route(self, method: str, upstream: str) -> str:
+        return self._routes.route(method, upstream or None).upstream
+
+    def _evidence(self, cpu_ratio: float | None) -> Evidence:
+        streams = self._wire.open_streams()
+        in_flight = self._guard.counts.in_flight + self._inbound.counts.in_flight
+        return Evidence(
+            calls_in_flight=max(in_flight - len(streams), 0),
+            leases=self._leases.count(self._clock.monotonic()),
+            last_call=max(self._guard.last_activity, self._inbound.last_activity),
+            stream_messages=streams,
+            cpu_ratio=cpu_ratio,
+        )
+
+    # What is kept.
+
+    async def _recover_circuits(self) -> None:
+        self._circuits = CircuitRecords(self._database)
+        kept = await self._circuits.load()
+        self._guard.restored_state(kept, self._clock.monotonic())
+
+    async def _store_circuits(self) -> None:
+        await self._circuits.store(self._guard.saved_state())
+
+    async def _keep_circuits(self) -> None:
+        while True:
+            await self._circuits_moved.wait()
+            self._circuits_moved.clear()
+            await self._store_circuits()
+
+    async def _count_letters(self) -> None:
+        self._live_letters = (await self._journal.ledger()).live
+
+    async def _keep_count(self) -> None:
+        while True:
+            await self._letters_moved.wait()
+            self._letters_moved.clear()
+            await self._count_letters()
+            await self._clock.sleep(_COUNT_PAUSE_S)
+
+    async def _keep_journal_open(self) -> None:
+        """Make a new file of a database that failed, again and again."""
+        while True:
+            await self._clock.sleep(1.0)
+            failure = self._database.failure
+            if failure is not None:
+                self._publish(Alerted(name="JOURNAL_FAILED", message=str(failure)))
+                await self._database.reopen()
+
+
+def _agent_token(config: SidecarConfig, state: StateDirectory) -> str:
+    """Return a new secret for an agent that we start; else the one it read before."""
+    if config.command:
+        return state.new_token(names.TOKEN_FILE)
+    return state.token(names.TOKEN_FILE)
+
+
+def _join_token(config: SidecarConfig) -> str:
+    path = config.join_token_file
+    try:
+        return read_token(path) if path else ""
+    except OSError as error:
+        raise Invalid(
+            "BAD_JOIN_TOKEN_FILE",
+            f"--join-token-file: cannot read {path}: {error.strerror}: name the file"
+            " 'join-token' of the controller's state directory, or a copy of it",
+        ) from error
+
+
+def _controller_credentials(config: SidecarConfig) -> grpc.ChannelCredentials | None:
+    """Return TLS towards the controller where we have an authority to trust."""
+    if config.tls is None or config.tls.ca is None:
+        return None
+    return grpc.ssl_channel_credentials(
+        root_certificates=read_secret(config.tls.ca, "--tls-ca"),
+        private_key=read_secret(config.tls.key, "--tls-key"),
+        certificate_chain=read_secret(config.tls.cert, "--tls-cert"),
+    )
+
+
+def _redacted(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
+    ours = names.OWN_METADATA_PREFIX
+    return tuple(
+        without_credentials([pair for pair in metadata if not pair[0].startswith(ours)])
+    )
+
+
+def _schema(config: SidecarConfig) -> str:
+    parts = [
+        agent_records.SCHEMA,
+        circuit_records.SCHEMA,
+        journal_module.SCHEMA,
+    ]
+    if config.redis is not None:
+        from sidecar.letters import shared_tier  # noqa: PLC0415 - see above
+
+        parts.append(shared_tier.SCHEMA)
+    return "\n".join(parts)
+
+
+@asynccontextmanager
+async def serving(
+    config: SidecarConfig, clock: Clock | None = None
+) -> AsyncIterator[tuple[Sidecar, Mapping[str, object]]]:
+    """Run a sidecar for the length of a block; give it and its addresses.
+
+    Raises:
+        OutriggerError: it cannot start; the message says why.
+    """
+    with StateDirectory(config.state) as state:
+        database = Database(config.state / _DATABASE, _schema(config))
+        try:
+            sidecar = Sidecar(config, state, database, clock or SystemClock())
+            try:
+                addresses = await sidecar.start()
+                state.announce(addresses)
+                yield sidecar, addresses
+            finally:
+                await sidecar.stop()
+        finally:
+            await database.close()
+
+
+def _say(addresses: Mapping[str, object]) -> None:
+    shown = ", ".join(
+        f"{name} at {addresses[name]}"
+        for name in ("outbound", "api_tcp", "inbound")
+        if addresses[name]
+    )
+    sys.stdout.write(f"sidecar of {addresses['agent_id']}: {shown}\n")
+    sys.stdout.flush()
+
+
+async def run(config: SidecarConfig, *, announce: Announce = _say) -> int:
+    """Run until SIGTERM, SIGINT or the agent's end; return the exit code.
+
+    Raises:
+        OutriggerError: it cannot start; the message says why.
+    """
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with serving(config) as (sidecar, addresses):
+        announce(addresses)
+        return await sidecar.run(stopped)
