@@ -1,7 +1,7 @@
 """Calls to one server: its metadata, its deadlines, and its errors as ours."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, TypeVar
 
@@ -166,10 +166,6 @@ class Session:
                 f" this version there ({found.message})",
             )
         return found
-
-
-Find = Callable[[], Server]
-Work = Callable[[Session], Awaitable[int]]
 
 
 @asynccontextmanager
