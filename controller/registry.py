@@ -8,7 +8,6 @@ dropped: the report that follows says what is.
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -136,8 +135,6 @@ class Registry:
     def __init__(self, *, timeout_s: float = RESULT_TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
         self._live: dict[str, Connection] = {}
-        self.on_close: list[Callable[[Connection], None]] = []
-        """Called when a connection is over."""
 
     def __len__(self) -> int:
         return len(self._live)
@@ -171,8 +168,6 @@ class Registry:
             return False
         del self._live[connection.agent_id]
         connection.end()
-        for callback in self.on_close:
-            callback(connection)
         return True
 
     def end_all(self, error: OutriggerError) -> None:

@@ -5,6 +5,8 @@ go to that sidecar's API under its operator token. Nothing is decoded, and what 
 sidecar answers (status, message, trailers) is what the caller gets.
 """
 
+from __future__ import annotations  # RpcMethodHandler is generic for type checkers only
+
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
