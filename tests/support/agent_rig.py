@@ -21,7 +21,7 @@ from outrigger.v1.attach_service_pb2_grpc import add_AttachServiceServicer_to_se
 from outrigger.v1.checkpoint_service_pb2_grpc import (
     add_CheckpointServiceServicer_to_server,
 )
-from sidecar.agent import session
+from sidecar.agent import app_port, session
 from sidecar.agent.actuators import Command, ProcessActuator
 from sidecar.agent.leases import KeepAwakeLeases
 from sidecar.agent.ports import SupervisorPorts, SupervisorSettings
@@ -55,7 +55,7 @@ QUICK = {
 class Rig:
     """One sidecar's agent side; use as an async context manager."""
 
-    def __init__(self, folder, *habits, words=None, managed=True, **settings):
+    def __init__(self, folder, *habits, words=None, managed=True, app="", **settings):
         self.folder = folder
         self.api = f"unix:{folder}/a.sock"
         self.control = folder / "c.sock"
@@ -73,6 +73,7 @@ class Rig:
             *habits,
         )
         self.managed = managed
+        self.app = app
         self.settings = SupervisorSettings(**(QUICK | settings))
 
     def publish(self, payload):
@@ -87,6 +88,7 @@ class Rig:
             ports=self.ports(),
             records=LifecycleRecords(self.database, "a1"),
             make_actuator=self.make_actuator if self.managed else None,
+            app_address=self.app,
         )
         self.shelf.current_epoch = lambda: self.snapshot.epoch
         self.shelf.on_saved = self.supervisor.checkpoint_saved
@@ -103,6 +105,7 @@ class Rig:
             tasks=self.tasks,
             busy=lambda: self.in_flight,
             begun=lambda: self.begun,
+            accepts=app_port.accepts,
         )
 
     def make_actuator(self, on_exit):
