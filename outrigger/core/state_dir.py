@@ -140,7 +140,7 @@ def read_token(path: Path) -> str:
         raise Denied(
             "TOKEN_NOT_PRIVATE",
             f"the token file {path} has mode {mode:o}: others may read it; run"
-            f" 'chmod 600 {path}', and remove it to have a new one made",
+            f" 'chmod 600 {path}', and have a new one made if it may have been read",
         )
     token = path.read_text().strip()
     if not token:

@@ -237,6 +237,7 @@ async def test_a_taken_port_is_refused_by_name_unless_it_may_move():
     ("address", "reason"),
     [
         ("0.0.0.0:0", "NEEDS_TLS"),
+        ("127.0.0.1.example:0", "NEEDS_TLS"),
         ("127.0.0.1", "BAD_ADDRESS"),
         ("127.0.0.1:99999", "BAD_ADDRESS"),
         ("unix:/" + "x" * 200, "SOCKET_PATH_TOO_LONG"),

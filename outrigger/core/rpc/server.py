@@ -1,5 +1,6 @@
 """Listeners and channels: the options every server and channel of ours has."""
 
+import ipaddress
 import os
 import stat
 from dataclasses import dataclass
@@ -86,7 +87,10 @@ def is_loopback(address: str) -> bool:
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].strip("[]")
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_listen(address: str, flag: str, tls: TlsFiles | None) -> None:
