@@ -36,7 +36,7 @@ proto: setup ## regenerate the stubs
 	  --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
 
 test: lint proto-check ## lint, stubs and every test
-	$(BIN)/python -P -m pytest tests -m "not chaos"
+	$(BIN)/python -P -m pytest tests --ignore tests/interop
 
 proto-check: setup ## the committed stubs are what the protos give
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
@@ -50,6 +50,15 @@ bench: setup ## measure side by side; writes bench/results
 
 chaos: setup ## kill each part ten times; time to recovery
 	$(BIN)/python -P -m bench.chaos
+
+interop: setup ## call everything with grpcurl, by reflection only (needs grpcurl or Go)
+	@scratch=$$(mktemp -d) && trap 'chmod -R u+w "$$scratch"; rm -rf "$$scratch"' EXIT && \
+	if command -v grpcurl >/dev/null; then found=$$(command -v grpcurl); \
+	elif command -v go >/dev/null; then \
+	  GOBIN=$$scratch GOPATH=$$scratch/go go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3 && \
+	  found=$$scratch/grpcurl; \
+	else echo "make interop needs grpcurl on the PATH, or Go to build it" >&2; exit 1; fi && \
+	GRPCURL=$$found $(BIN)/python -P -m pytest tests/interop
 
 clean: ## remove what setup made
 	rm -rf $(VENV)
