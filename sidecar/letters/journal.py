@@ -357,7 +357,11 @@ class Journal:
 
     async def routes(self) -> Sequence[Route]:
         """Return every route with pending letters, and when its first is due."""
-        return await self._db.read(self._table.routes)
+        routes, broken = await self._db.read(self._table.routes)
+        if broken:
+            await self._park_broken(broken)
+            routes, _ = await self._db.read(self._table.routes)
+        return routes
 
     async def claim(
         self, route: Route, limit: int, *, suspects: bool = False

@@ -337,22 +337,31 @@ class LetterTable:
 
     # Delivering.
 
-    def routes(self, conn: sqlite3.Connection) -> list[Route]:
-        """Return every route with pending letters: one index look-up each."""
+    def routes(self, conn: sqlite3.Connection) -> tuple[list[Route], list[int]]:
+        """Find every route with pending letters: one index look-up each.
+
+        Returns:
+            The routes, and rows whose route or time is no route or time any more.
+        """
         found: list[Route] = []
-        after = ("", "")
+        broken: list[int] = []
+        after = (b"", b"")
         while True:
             row = conn.execute(
-                "SELECT upstream, method, next_attempt_wall FROM letters"
+                "SELECT seq, CAST(upstream AS BLOB), CAST(method AS BLOB),"
+                " next_attempt_wall FROM letters"
                 " WHERE agent_id = ? AND state = 'pending'"
-                " AND (upstream, method) > (?, ?)"
+                " AND (upstream, method) > (CAST(? AS TEXT), CAST(? AS TEXT))"
                 " ORDER BY upstream, method, next_attempt_wall LIMIT 1",
                 (self._agent_id, *after),
             ).fetchone()
             if row is None:
-                return found
-            after = (row[0], row[1])
-            found.append(Route(row[0], row[1], row[2] or 0.0))
+                return found, broken
+            after = (row[1], row[2])  # as bytes: damaged text would not compare equal
+            try:
+                found.append(Route(row[1].decode(), row[2].decode(), float(row[3])))
+            except (TypeError, ValueError):
+                broken.append(row[0])
 
     def claim(
         self,
