@@ -25,7 +25,6 @@ UpstreamCall = Any
 """grpc.aio's call objects; what we need of them is in no public protocol."""
 
 _DEADLINE_EXCEEDED: Final = 4
-_UNKNOWN: Final = 2
 _TIMER_SLACK_S: Final = 0.02
 _YIELDS: Final = 3
 _FROM_CALLER_ONLY: Final = frozenset({"user-agent"})
@@ -116,9 +115,6 @@ class Attempt:
             trailers = tuple(error.trailing_metadata() or ())
             code = _number(error.code())
             return await self._outcome(code, error.details() or "", trailers)
-        except KeyError:
-            # A status number beyond 16, which the library has no name for.
-            return await self._outcome(_UNKNOWN, await self._call.details(), ())
         except asyncio.CancelledError:
             if not self._was_closed_here():
                 raise

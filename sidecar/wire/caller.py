@@ -104,8 +104,9 @@ class RemoteCaller:
         The library reports a cancelled or broken call to its reader as the end of
         the request, a few steps of the loop before it cancels the handler, and now
         and then 1 to 4 ms before. Passed on as a half-close, it would complete an
-        upload that was given up. The end that comes with the last message is taken
-        at its word sooner: every unary call has it.
+        upload that was given up. The end that comes with a single message is taken
+        at its word sooner, for every unary call has it: an upload cancelled within
+        a millisecond after its first message is told from one only by those steps.
         """
         for _ in range(_YIELDS):
             await self._clock.sleep(0)

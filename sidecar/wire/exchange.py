@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final, cast
 
-from outrigger.core.errors import OutriggerError, Refused
+from outrigger.core.errors import Bug, OutriggerError, Refused
 from sidecar.call.descriptor import (
     Call,
     Finish,
@@ -138,8 +138,8 @@ class Exchange:
             return self._parts.guard.resolved(letter.token, refused, self._now())
         task = self._begin_hand_over(letter, request)
         await asyncio.wait((task,))
-        if self._resolved is None:  # the tasks of the wire were closed under it
-            raise asyncio.CancelledError
+        if self._resolved is None:
+            raise Bug("UNRESOLVED", "the guard did not resolve a letter; see the log")
         return self._resolved
 
     def _begin_hand_over(self, letter: Letter, request: bytes) -> asyncio.Task[None]:

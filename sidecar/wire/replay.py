@@ -13,6 +13,8 @@ import asyncio
 from collections import deque
 from typing import Final
 
+from outrigger.core.errors import Bug
+
 _MESSAGE_OVERHEAD: Final = 64
 """Bytes a message costs beside its own; else empty ones would cost nothing."""
 
@@ -97,7 +99,13 @@ class Replay:
         await self._change.wait()
 
     def cursor(self) -> "Cursor":
-        """Return the way of a new attempt through the whole request."""
+        """Return the way of a new attempt through the whole request.
+
+        Raises:
+            Bug: NOT_KEPT, the call was committed and cannot be sent again.
+        """
+        if self._dropped:
+            raise Bug("NOT_KEPT", "a committed request was to be sent again")
         self._live = Cursor(self)
         return self._live
 

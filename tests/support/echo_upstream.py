@@ -42,9 +42,10 @@ class Echo(grpc.GenericRpcHandler):
             self.remaining.append(context.time_remaining())
             try:
                 await method(self, context)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, grpc.aio.InternalError):
+                # A write may hear of the cancellation before the handler does.
                 self.ended.append("cancelled")
-                raise
+                raise asyncio.CancelledError from None
 
         return grpc.stream_stream_rpc_method_handler(call)
 

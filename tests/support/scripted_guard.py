@@ -23,7 +23,7 @@ class ScriptedGuard:
         self.on_begin = self.on_attempt = self.on_ended = self.on_resolved = None
         self.calls, self.outcomes, self.cancels, self.results = [], [], [], []
         self.attempted = []
-        self.ticks = 0
+        self.ticks = self.finished = 0
         self.tokens = itertools.count(1)
         self.open = {}
         """Permits of calls that have not ended."""
@@ -91,6 +91,7 @@ class ScriptedGuard:
     def _ended(self, permit, verdict):
         if isinstance(verdict, Finish):
             self.open.pop(id(permit), None)
+            self.finished += 1
         else:
             self._admitted(verdict)
             token = getattr(verdict, "token", None)
