@@ -40,6 +40,8 @@ class Catalog:
         self.folder = folder
         self._agent_id = agent_id
         self._subject = f"the manifests of agent {agent_id}"
+        # Manifests as last read, by file. Single operations only: no lock.
+        self._read: dict[int, tuple[disk.Identity, Manifest]] = {}
 
     def generations(self) -> list[int]:
         """Return the numbers of all generations, newest first, good or bad.
@@ -71,7 +73,10 @@ class Catalog:
         return manifest.decode(data, self._agent_id, generation)
 
     def survey(self) -> Survey:
-        """Read every manifest.
+        """Return what is there.
+
+        A file that did not change since it was last read is not read again: this
+        says what there is, only `load` says what is good.
 
         Raises:
             Transient: DISK_FAILED.
@@ -81,7 +86,7 @@ class Catalog:
         foreign: list[int] = []
         for generation in self.generations():
             try:
-                readable.append(self.load(generation))
+                readable.append(self._remembered(generation))
             except Corrupt:
                 damaged.append(generation)
             except Refused:
@@ -111,6 +116,7 @@ class Catalog:
         """
         with disk.writing(self._subject):
             for generation in generations:
+                self._read.pop(generation, None)
                 disk.remove(self._path(generation))
             disk.sync_folder(self.folder)
 
@@ -118,6 +124,17 @@ class Catalog:
         """Return the bytes of a manifest; 0 if it is not there."""
         with disk.reading(self._subject):
             return disk.size(self._path(generation))
+
+    def _remembered(self, generation: int) -> Manifest:
+        path = self._path(generation)
+        with disk.reading(path.name):
+            identity = disk.identity(path)
+        known = self._read.get(generation)
+        if known is not None and known[0] == identity:
+            return known[1]
+        found = self.load(generation)
+        self._read[generation] = identity, found
+        return found
 
     def _path(self, generation: int) -> Path:
         return self.folder / f"{generation:012d}{_SUFFIX}"

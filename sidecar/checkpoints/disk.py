@@ -18,6 +18,8 @@ from outrigger.core.errors import Corrupt, Overloaded, Transient
 TEMPORARY: Final = ".tmp"
 """Suffix of a file that was never finished."""
 
+Identity = tuple[int, int, int]
+
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DAMAGED: Final = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
 _RETRY_S: Final = 1.0
@@ -100,6 +102,12 @@ def size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def identity(path: Path) -> Identity:
+    """Return what changes when a file is written or replaced."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def make_folder(path: Path) -> None:

@@ -121,7 +121,13 @@ class Shelf:
 
     def load(self, generation: int) -> Manifest:
         """Read one manifest from disk; see `Catalog.load` for errors."""
-        return self.stamped(self.catalog.load(generation))
+        with self._lock:  # or a removal could make it look damaged
+            return self.stamped(self.catalog.load(generation))
+
+    def survey(self) -> Survey:
+        """Return what is there; see `Catalog.survey`."""
+        with self._lock:
+            return self.catalog.survey()
 
     def stamped(self, found: Manifest) -> Manifest:
         """Return the manifest with the time of its last verification."""

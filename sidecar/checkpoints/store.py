@@ -156,7 +156,7 @@ class CheckpointStore:
     async def list(self, agent_id: str) -> tuple[Manifest, ...]:
         """Return every generation whose manifest is readable, newest first."""
         shelf = await self._open(agent_id)
-        survey = await self._run(shelf.catalog.survey)
+        survey = await self._run(shelf.survey)
         return tuple(map(shelf.stamped, survey.readable))
 
     async def verify(self, agent_id: str, generation: int = 0) -> Manifest:

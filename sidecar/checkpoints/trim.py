@@ -40,7 +40,7 @@ def trim(
 
 
 def _held(shelf: Shelf, *, prove: bool) -> list[Held]:
-    survey = shelf.catalog.survey()
+    survey = shelf.survey()
     held = [
         Held(
             generation=generation,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -875,7 +876,51 @@ class TestRemoval:
         assert (await save_state(make(), b"d")).generation == 4
 
 
+def record(monkeypatch, log):
+    """Log what is made to last, in order, as `call name`."""
+
+    def logged(name):
+        real = getattr(os, name)
+
+        def call(first, *args, **kwargs):
+            place = (
+                first if name == "rename" else Path(f"/proc/self/fd/{first}").readlink()
+            )
+            log.append(f"{name} {Path(place).name}")
+            return real(first, *args, **kwargs)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "rename", "pread", "posix_fadvise"):
+        logged(name)
+
+
 class TestFaults:
+    async def test_everything_lasts_before_it_is_relied_on(self, make, monkeypatch):
+        """Frames, their name, their read-back; then the manifest and its name."""
+        store = make()
+        await save_state(store, NOISE)
+        log = []
+        record(monkeypatch, log)
+
+        await save_state(store, b"one block")
+
+        mine = [entry for entry in log if " 000000000001." not in entry]
+        assert mine == [
+            "fsync 000000000002.pack",
+            "posix_fadvise 000000000002.pack",
+            "fsync packs",
+            "pread 000000000002.pack",
+            "fsync 000000000002.json.tmp",
+            "posix_fadvise 000000000002.json.tmp",
+            "pread 000000000002.json.tmp",
+            "pread 000000000002.json.tmp",
+            "rename 000000000002.json.tmp",
+            "fsync manifests",
+            "pread 000000000002.json",
+            "pread 000000000002.json",
+        ]
+
     @pytest.mark.parametrize("always", [False, True])
     @pytest.mark.parametrize(
         ("error", "classes"),
