@@ -195,14 +195,14 @@ def test_hook_vetoes(sidecar, hook, reason):
 
 
 def test_resume_beats_a_sleep_that_waits(sidecar):
-    """A sleep given up while work is under way is not answered any more."""
+    """A sleep given up while work is under way waits no longer and is not answered."""
     agent, stream = sidecar.serve()
     with agent.working():
-        _prepare(stream, 5)
+        _prepare(stream, 5, timeout_s=3600)
         stream.say(resume=attach_service_pb2.Resume(epoch=5))
         sidecar.elsewhere(_work, agent, []).result(10)
-        _prepare(stream, 6)
-    assert stream.next().quiesced.epoch == 6
+        _prepare(stream, 6, timeout_s=0.01)
+        assert stream.next().veto.epoch == 6
 
 
 def test_late_veto_leaves_the_next_sleep_alone(sidecar):
@@ -268,7 +268,7 @@ def test_broken_stream_is_opened_again(sidecar):
     sidecar.timers.time.sleep_for(0.1)
     stream, first = sidecar.stream()
     assert first.hello.resumed
-    stream.welcome(epoch=2)
+    stream.welcome(epoch=2, restore_generation=3)
     assert stream.next().HasField("serving")
     waiting.result(10)
     assert not seen

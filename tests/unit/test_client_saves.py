@@ -1,5 +1,7 @@
 """The client's saves and restores, through grpcio-testing's fake channel."""
 
+import threading
+
 import grpc
 import pytest
 
@@ -114,6 +116,28 @@ def test_save_sees_no_half_done_work(sidecar):
     assert list(sidecar.no_blocks().digests) == [digest(b"after")]
     sidecar.take_save()
     saving.result(10)
+
+
+def test_no_work_begins_during_a_save(sidecar):
+    """While the state is read no work is let in, and afterwards it is."""
+    entered = threading.Event()
+
+    def save() -> bytes:
+        works.append(sidecar.elsewhere(_work, agent, entered))
+        return b"early" if entered.wait(0.05) else b"late"
+
+    works: list = []
+    agent, _ = sidecar.serve(save=save)
+    saving = sidecar.elsewhere(agent.save_checkpoint)
+    assert list(sidecar.no_blocks().digests) == [digest(b"late")]
+    sidecar.take_save()
+    saving.result(10)
+    works[0].result(10)
+
+
+def _work(agent, entered: threading.Event) -> None:
+    with agent.working():
+        entered.set()
 
 
 def test_save_is_let_go_at_the_end(sidecar):
