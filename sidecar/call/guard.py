@@ -133,13 +133,13 @@ class CallGuard:
         last = flight.last
         if flight.is_live or last is None:
             raise Bug("NOT_WAITING", f"{flight.call.method} waits for no retry")
+        flight.last = None
         late = now >= flight.expires
         if late or self._killed is not None or self._admit(flight, now) is not None:
             ended = self._endings.failed(flight, last, now)
             if isinstance(ended, Letter):
                 return ended
             return Refuse(answers.passed_on(last, ended.trailers))
-        flight.last = None
         number = flight.attempts - 1
         return Go(flight, number, flight.metadata, flight.timeout_s(now))
 

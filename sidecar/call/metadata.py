@@ -64,9 +64,7 @@ def without_credentials(metadata: Metadata) -> Trailers:
 
 
 def _is_secret(key: str, value: str | bytes) -> bool:
-    if key == names.IDEMPOTENCY_KEY_METADATA:
-        return False
-    if _NOT_STORED.search(key.removesuffix("-bin")):
+    if _NOT_STORED.search(key):
         return True
     return isinstance(value, str) and _SECRET_VALUE.match(value) is not None
 

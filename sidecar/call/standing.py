@@ -104,9 +104,11 @@ class Standings:
     def made_circuit(self, circuit_id: str, now: float) -> Circuit | None:
         """Return a circuit, made if its upstream is there; None if that is not."""
         found = self.circuit(circuit_id)
-        upstream, slash, method = circuit_id.partition("/")
-        if found is not None or upstream not in self._upstreams or not slash:
+        upstream, _, method = circuit_id.partition("/")
+        if found is not None or upstream not in self._upstreams:
             return found
+        if method == "*":
+            return self._overflow(self._upstreams[upstream], now)[0]
         return self._made(
             f"/{method}", self._routes.route(f"/{method}", upstream), now
         ).circuit

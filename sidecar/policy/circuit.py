@@ -21,6 +21,8 @@ Who may want the same thing at once, and who wins:
 - A probe whose caller vanished: its lease is released, or else expires; either way
   its place is free again. A result that comes after its lease expired still counts,
   or a callee slower than the lease could never be found healthy.
+- A probe that failed and those still out when it did: they keep their places in the
+  next probation, or there would be more on their way than the cap says.
 - An operator and the numbers: the operator. `isolated` ends by order, never by time.
 """
 
@@ -229,7 +231,7 @@ class Circuit:
         """Let time pass: a rest ends, leases expire."""
         if self.state is _OPEN and now >= self._rest_ends:
             self._enter(_HALF_OPEN, "the rest is over", now)
-        elif self._leases:
+        if self._leases:
             expired = [ticket for ticket, ends in self._leases.items() if now >= ends]
             for ticket in expired:
                 del self._leases[ticket]
@@ -239,10 +241,12 @@ class Circuit:
 
         0 means it would be admitted; infinite, until an operator says otherwise.
         """
+        if self.state is _CLOSED:
+            return 0.0
         if self.state is _ISOLATED:
             return math.inf
-        if self.state is _OPEN:
-            return max(self._rest_ends - now, 0.0)
+        if self.state is _OPEN and now < self._rest_ends:
+            return self._rest_ends - now
         taken = sum(now < ends for ends in self._leases.values())
         full = taken >= self._settings.probes_at_once
         return self._settings.probe_retry_s if full else 0.0
@@ -316,7 +320,6 @@ class Circuit:
         self._newest_ticket += 1
         self._first_ticket = self._newest_ticket
         self._successes = 0
-        self._leases = {}
         if after is _CLOSED:
             # Not before: what opened it is still worth showing while it is open.
             self._consecutive = 0

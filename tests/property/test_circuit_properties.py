@@ -61,7 +61,7 @@ class Model:
 
     def enter(self, state):
         self.state, self.period = state, self.period + 1
-        self.passed, self.leases = 0, []
+        self.passed = 0
         if state == "closed":
             self.row, self.results = 0, []
 
@@ -114,14 +114,18 @@ class Model:
 class Pair:
     """Circuit and model, doing the same."""
 
-    def __init__(self):
+    def __init__(self, *, is_open=False):
         self.model = Model()
         self.circuit = Circuit("shop", SETTINGS, now=0.0)
         self.begun = []
+        for _ in range(SETTINGS.consecutive_failures if is_open else 0):
+            self.call(Verdict.HARD, 0.0)
 
     def step(self, name, *args):
         getattr(self, name)(*args)
         assert self.circuit.state.value == self.model.state
+        if name == "tick":
+            assert self.circuit.leases == len(self.model.leases)
         assert self.circuit.leases <= SETTINGS.probes_at_once
 
     def wait(self, seconds):
@@ -177,11 +181,11 @@ class Pair:
         self.circuit.restore(self.model.now)
 
 
-@given(walk=WALK)
-@settings(max_examples=300)
-def test_it_does_what_the_model_does(walk):
-    """State, admissions and the cap agree after every step of any walk."""
-    pair = Pair()
+@given(walk=WALK, is_open=st.booleans())
+@settings(max_examples=400)
+def test_it_does_what_the_model_does(walk, is_open):
+    """State, admissions and leases agree after every step of any walk."""
+    pair = Pair(is_open=is_open)
     for step in walk:
         pair.step(*step)
 

@@ -253,6 +253,53 @@ def test_a_probe_whose_caller_vanished_does_not_leave_it_half_open_for_ever(circ
     assert circuit.state is CLOSED
 
 
+def test_a_probe_that_succeeded_frees_its_place(circuit):
+    """The next one may go while the others are still out."""
+    trip(circuit)
+    tickets = [circuit.admit(1.0) for _ in range(3)]
+
+    circuit.passed(tickets[0], 1.0)
+
+    assert circuit.leases == 2
+    assert circuit.admit(1.0) is not None
+
+
+def test_successes_of_an_earlier_probation_do_not_count(circuit):
+    """Each probation begins at nothing."""
+    trip(circuit)
+    succeed(circuit, 1.0)
+    fail(circuit, 1.0)
+    succeed(circuit, 3.0)
+
+    assert circuit.state is HALF_OPEN
+
+
+def test_probes_still_out_keep_their_places_in_the_next_probation(circuit):
+    """Never more than three on their way, whichever probation they belong to."""
+    trip(circuit)
+    tickets = [circuit.admit(1.0) for _ in range(3)]
+    circuit.failed(tickets[0], HARD, 1.0, 0.0)
+
+    assert circuit.remaining_s(3.0) == 0.0
+    assert circuit.admit(3.0) is not None
+    assert circuit.admit(3.0) is None
+
+    circuit.released(tickets[1])
+    assert circuit.admit(3.0) is not None
+
+
+def test_a_closed_circuit_does_not_mind_probes_still_out(circuit):
+    """Two of three closed it; nothing remains to wait for."""
+    trip(circuit)
+    tickets = [circuit.admit(1.0) for _ in range(3)]
+    for ticket in tickets[:2]:
+        circuit.passed(ticket, 1.0)
+
+    assert circuit.remaining_s(1.0) == 0.0
+    circuit.passed(tickets[2], 1.0)
+    assert circuit.counted(1.0) == (0, 0)
+
+
 def test_a_tick_expires_leases_too(circuit):
     """The places are free again although nobody called."""
     trip(circuit)

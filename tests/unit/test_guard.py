@@ -1,5 +1,6 @@
 import pytest
 
+from outrigger.core.errors import Transient
 from sidecar.call.descriptor import (
     Answer,
     Finish,
@@ -157,7 +158,7 @@ def test_an_open_circuit_refuses_with_the_remaining_time():
     """Status, push-back, who refused, and the machine-readable reason."""
     rig = GuardRig(details=details)
     rig.trip()
-    rig.now += 0.25
+    rig.now += 0.2504
 
     answer = rig.refused()
 
@@ -166,7 +167,7 @@ def test_an_open_circuit_refuses_with_the_remaining_time():
     assert trailers_of(answer) == {
         "grpc-status-details-bin": b"CIRCUIT_OPEN",
         "outrigger-refused-by": "circuit",
-        PUSHBACK: "750",
+        PUSHBACK: "750",  # rounded up, or the caller comes back too early
     }
     assert rig.guard.counts.refused == {"circuit": 1}
 
@@ -216,6 +217,17 @@ def test_the_kill_switch_stops_a_retry_already_scheduled(rig):
     refuse = rig.guard.attempt(go.permit, rig.now)
 
     assert refuse == Refuse(Answer(UNAVAILABLE, "as it said", ()))
+
+
+def test_a_refusal_by_the_kill_switch_would_make_no_letter(rig):
+    """Even of a call that wants one: an operator said stop."""
+    go = rig.go(metadata=(("outrigger-letter", "on"),))
+
+    result = rig.guard._endings.refused(
+        go.permit, "kill_switch", Transient("CALLS_KILLED", "stopped"), rig.now
+    )
+
+    assert isinstance(result, Refuse)
 
 
 def test_the_kill_switch_stops_deliveries_and_makes_no_letters(rig):
@@ -274,6 +286,28 @@ def test_the_key_is_stamped_from_the_first_attempt_on(rule):
 
     assert go.metadata == (("a", "1"), ("idempotency-key", "c-1"))
     assert again.metadata == go.metadata
+
+
+def test_who_asks_for_a_letter_gets_a_key():
+    """Also where the method's rule says nothing; also where it is declined."""
+    key = ("idempotency-key", "c-1")
+    plain, kept = GuardRig(), GuardRig({"match": METHOD, "letter": "on"})
+
+    asked = plain.go(metadata=(("outrigger-letter", "ON"),), call_id="c-1")
+    declined = kept.go(metadata=(("outrigger-letter", "off"),), call_id="c-1")
+
+    assert asked.metadata == (key,)
+    assert declined.metadata == (key,)
+
+
+def test_of_several_keys_the_first_is_the_letters():
+    """All of them are passed on, as they came."""
+    rig = GuardRig({"match": METHOD, "letter": "on", "max_attempts": 1})
+    metadata = (("idempotency-key", "one"), ("idempotency-key", "two"))
+    go = rig.go(metadata=metadata)
+
+    assert go.metadata == metadata
+    assert rig.end(go, UNAVAILABLE).idempotency_key == "one"
 
 
 def test_the_callers_own_key_is_kept():

@@ -96,6 +96,21 @@ def test_a_probe_whose_caller_vanished_does_not_leave_it_half_open_for_ever(rig)
     assert rig.state() == "closed"
 
 
+def test_a_vanished_caller_gives_the_upstreams_probe_back_too(rig):
+    """Each admitted call holds a lease of every half-open circuit on its way."""
+    rig.trip(origin=TRANSPORT)
+    rig.now += 1
+    probes = [rig.go() for _ in range(3)]
+    assert rig.moves[-1] == ("shop", "open", "half_open")
+
+    for probe in probes:
+        rig.guard.cancelled(probe.permit, rig.now)
+
+    for _ in range(2):
+        rig.end(rig.go())
+    assert rig.state("shop") == "closed"
+
+
 def test_a_probe_nobody_ever_reports_expires(rig):
     """Even when the caller's end never reaches the guard."""
     rig.trip()
@@ -238,6 +253,31 @@ def test_a_view_says_what_an_operator_needs(rig):
     assert rig.guard.circuit("shop").retry_after_s is None
 
 
+def test_a_view_is_as_of_the_newest_tick(rig):
+    """Who only looks reads a clock that is at most one tick old."""
+    rig.trip()
+    rig.now += 0.5
+    rig.guard.tick(rig.now)
+
+    assert rig.guard.circuit(CIRCUIT).retry_after_s == 0.5
+
+
+def test_upstreams_whose_names_begin_alike_are_not_confused():
+    """`shop` being ready says nothing about `shopping`."""
+    rig = GuardRig(upstreams=("shop", "shopping"))
+    rig.guard.restored_state(
+        [CircuitRecord(circuit_id="shop/*", state="open", reason="")], rig.now
+    )
+    for _ in range(5):
+        go = rig.go(metadata=(("outrigger-upstream", "shopping"),))
+        rig.end(go, 13, origin=TRANSPORT)
+
+    rig.guard.connection_ready("shop", rig.now)
+
+    assert rig.state("shopping") == "open"
+    assert rig.state("shop/*") == "half_open"
+
+
 def test_circuits_outlive_a_restart(rig):
     """Open comes back half open, isolated isolated, lost upstreams not at all."""
     rig.trip()
@@ -294,3 +334,4 @@ def test_methods_beyond_the_bound_share_a_circuit():
     rig.refused("/acme.Orders/M49")
     rig.go("/acme.Orders/M0")
     assert rig.guard.circuit("shop/acme.Orders/M49") is None
+    assert len(rig.guard._standings._unnamed) == 2

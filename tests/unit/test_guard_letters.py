@@ -240,6 +240,13 @@ def test_attempts_end_before_the_deadline_so_that_the_id_arrives(timeout_s, atte
     assert rig.go(timeout_s=timeout_s).timeout_s == pytest.approx(attempt_s)
 
 
+def test_an_unsafe_method_keeps_all_its_time():
+    """No letter will be taken, so nothing is kept back for one."""
+    rig = GuardRig({"match": METHOD, "unsafe": True})
+
+    assert rig.go(timeout_s=2.0, metadata=ASKED).timeout_s == 2.0
+
+
 def test_a_black_hole_becomes_a_letter_before_the_deadline():
     """The attempt timed out in time for the letter's id."""
     rig = GuardRig(LETTERS)

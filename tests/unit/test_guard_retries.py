@@ -223,6 +223,31 @@ def test_an_attempt_nobody_waits_for_is_a_defect(rig):
         rig.guard.attempt(again.permit, rig.now)
 
 
+def test_a_call_that_waits_for_its_letter_is_not_sent_again():
+    """Whichever way it came to be parked."""
+    rig = GuardRig({"match": METHOD, "letter": "on", "max_attempts": 2})
+    by_outcome = rig.retry(rig.go())
+    rig.end(by_outcome, UNAVAILABLE)
+    by_switch = rig.go()
+    rig.end(by_switch, UNAVAILABLE)
+    rig.guard.kill_calls(True, "incident 7")
+    rig.guard.attempt(by_switch.permit, rig.now)
+    rig.guard.kill_calls(False, "")
+
+    for go in (by_outcome, by_switch):
+        with pytest.raises(Bug) as caught:
+            rig.guard.attempt(go.permit, rig.now)
+        assert caught.value.reason == "NOT_WAITING"
+
+
+def test_a_first_attempt_may_say_that_it_is_one():
+    """`grpc-previous-rpc-attempts: 0` is no retry and earns its share."""
+    rig = GuardRig(settings=GuardSettings(budget=BudgetSettings(ratio=1.0, minimum=0)))
+    rig.end(rig.go(metadata=(("grpc-previous-rpc-attempts", "0"),)))
+
+    assert isinstance(rig.fail(), Retry)
+
+
 def test_a_foreign_permit_is_a_defect(rig):
     """Permits are the guard's own objects."""
     with pytest.raises(Bug) as caught:

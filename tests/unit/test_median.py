@@ -27,5 +27,8 @@ def test_only_the_newest_count():
     median = Median()
     for duration in (*[0.1] * 1000, *[5.0] * 64):
         median.add(duration)
-
     assert median.value_s() == 5.0
+
+    for _ in range(64):
+        median.add(0.1)
+    assert median.value_s() == 0.1
