@@ -98,7 +98,7 @@ class Machine:
         for effect in move.effects:
             if effect is not Effect.ISSUE_EPOCH:
                 self.effects[effect](reason)
-        if changed:
+        if changed or given is Input.STARTED:  # the new process is put on record
             self.tell()
 
     def tell(self) -> None:

@@ -201,7 +201,7 @@ class Supervisor:
         if self._machine.state in _FALLING_ASLEEP and not self._stopping:
             self._machine.feed(Input.ACTIVITY, what)
 
-    def checkpoint_saved(self, manifest: ManifestView) -> None:
+    def checkpoint_saved(self, manifest: ManifestView, _epoch: int = 0) -> None:
         """Take note that a checkpoint was saved and read back."""
         self._life.know(manifest)
         self._life.restore_below = None
