@@ -57,6 +57,10 @@ class RawUpstream:
 
     async def __aexit__(self, *_):
         self._server.close()
+        self.drop()
+
+    def drop(self):
+        """Break every connection."""
         for writer in tuple(self._open):
             writer.close()
 
