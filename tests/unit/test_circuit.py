@@ -289,15 +289,18 @@ def test_probes_still_out_keep_their_places_in_the_next_probation(circuit):
 
 
 def test_a_closed_circuit_does_not_mind_probes_still_out(circuit):
-    """Two of three closed it; nothing remains to wait for."""
+    """Late results closed it while every place was taken by others."""
     trip(circuit)
-    tickets = [circuit.admit(1.0) for _ in range(3)]
-    for ticket in tickets[:2]:
-        circuit.passed(ticket, 1.0)
+    late = [circuit.admit(1.0) for _ in range(2)]
+    others = [circuit.admit(11.0) for _ in range(3)]
+    for ticket in late:
+        circuit.passed(ticket, 11.0)
 
-    assert circuit.remaining_s(1.0) == 0.0
-    circuit.passed(tickets[2], 1.0)
-    assert circuit.counted(1.0) == (0, 0)
+    assert circuit.state is CLOSED
+    assert circuit.remaining_s(11.0) == 0.0
+    circuit.passed(others[0], 11.0)
+    circuit.failed(others[1], HARD, 11.0, 0.0)
+    assert circuit.counted(11.0) == (0, 0)
 
 
 def test_a_tick_expires_leases_too(circuit):
