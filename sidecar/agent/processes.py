@@ -15,6 +15,7 @@ from typing import Final
 from sidecar.agent.records import ProcessId
 
 _PROC: Final = Path("/proc")
+_STAT_BYTES: Final = 4096
 _STOPPED: Final = frozenset("Tt")
 _DEAD: Final = frozenset("ZXx")
 
@@ -42,13 +43,20 @@ class ProcessStat:
 
 def read_stat(pid: int) -> ProcessStat | None:
     """Return what is known of a process; None when there is none."""
+    # Plain descriptors: this is asked of every process of the machine.
     try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+        handle = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
     except OSError:
         return None
+    try:
+        text = os.read(handle, _STAT_BYTES)
+    except OSError:  # gone between the two calls
+        return None
+    finally:
+        os.close(handle)
     # The name, in brackets, may hold anything; what follows the last one is ours.
-    fields = text.rpartition(")")[2].split()
-    return ProcessStat(pid, fields[0], int(fields[3]), int(fields[19]))
+    fields = text.rpartition(b")")[2].split()
+    return ProcessStat(pid, fields[0].decode(), int(fields[3]), int(fields[19]))
 
 
 def session_members(session: int) -> list[ProcessStat]:

@@ -281,12 +281,20 @@ async def test_leftovers_that_cannot_be_ended_are_said(make, tmp_path, monkeypat
     leader.wait()
 
 
+def gone(*_):
+    """Fail as the kernel does for a process that has just gone."""
+    raise ProcessLookupError
+
+
 def test_a_process_that_is_gone_is_nobody(monkeypatch):
     """Reading, naming and signalling what is gone is harmless."""
     ended = subprocess.Popen(["/bin/true"])
     stat = processes.ProcessStat(ended.pid, "R", 0, 1)
     ended.wait()
 
+    with monkeypatch.context() as just_gone:
+        just_gone.setattr(processes.os, "read", gone)
+        assert processes.read_stat(os.getpid()) is None
     assert processes.read_stat(ended.pid) is None
     assert processes.identify(ended.pid) is None
     processes.send_signal(stat, signal.SIGKILL)
