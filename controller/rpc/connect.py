@@ -43,6 +43,7 @@ SILENCE_S: Final = 15.0
 """Silence after which a stream is given up; its agent is unknown long before."""
 
 _Requests = AsyncIterator[connect_service_pb2.ConnectRequest]
+_Memorable = tuple[State, int, int]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -71,6 +72,7 @@ class ConnectServicer(connect_service_pb2_grpc.ConnectServiceServicer):
         self._version = version
         self._report_interval_s = report_interval_s
         self._silence_s = silence_s
+        self._remembered: dict[str, _Memorable] = {}
 
     async def Connect(
         self, request_iterator: _Requests, context: _Context
@@ -180,13 +182,11 @@ class ConnectServicer(connect_service_pb2_grpc.ConnectServiceServicer):
     async def _report(
         self, agent_id: str, message: connect_service_pb2.LoadReport
     ) -> None:
-        before = self._fleet.agent(agent_id).report
         given = Reported(
             message.sequence, seconds(message.elapsed), report_from_proto(message.agent)
         )
         agent = self._fleet.apply(agent_id, given, self._clock.monotonic())
-        after = agent.report
-        if (before.state, before.epoch) != (after.state, after.epoch):
+        if self._remembered.get(agent_id) != _memorable(agent):
             await self._remember(agent)
 
     async def _event(self, agent_id: str, message: event_pb2.Event) -> None:
@@ -213,6 +213,7 @@ class ConnectServicer(connect_service_pb2_grpc.ConnectServiceServicer):
             generation=report.generation,
             seen_wall_s=self._clock.wall(),
         )
+        self._remembered[report.agent_id] = _memorable(agent)
         await self._kept(self._store.remember(known), report.agent_id)
 
     async def _kept(self, writing: Any, agent_id: str) -> None:  # noqa: ANN401 - any awaitable
@@ -227,6 +228,12 @@ class ConnectServicer(connect_service_pb2_grpc.ConnectServiceServicer):
         if self._registry.close(connection):
             now = self._clock.monotonic()
             self._fleet.apply(connection.agent_id, Left(), now)
+
+
+def _memorable(agent: Agent) -> _Memorable:
+    """Return what is worth a write when it changes."""
+    report = agent.report
+    return report.state, report.epoch, report.generation
 
 
 def _connection(

@@ -175,11 +175,6 @@ class Reporter:
             except asyncio.InvalidStateError:
                 # A write on a stream that has just ended; its status says why.
                 return await _ending(call)
-            except asyncio.CancelledError:
-                # grpc raises this too, when the other side ends with CANCELLED.
-                if _is_ours():
-                    raise
-                return _ended(self._target)
             except Exception as error:  # noqa: BLE001 - the boundary of a session
                 return error
             finally:
@@ -217,7 +212,7 @@ class Reporter:
                 f" {WELCOME_TIMEOUT_S:g} s",
             ) from error
         if first is grpc.aio.EOF:
-            raise _ended(self._target)
+            raise _ended()
         if first.WhichOneof("message") != "welcome":
             raise Invalid(
                 "NO_WELCOME",
@@ -338,21 +333,15 @@ async def _write(call: _Call, **message: Any) -> None:  # noqa: ANN401 - one fie
     await call.write(connect_service_pb2.ConnectRequest(**message))
 
 
-def _is_ours() -> bool:
-    """Say whether a CancelledError is of our own task."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _ended(target: str) -> Transient:
-    return Transient("STREAM_ENDED", f"the controller at {target} ended the stream")
+def _ended() -> Transient:
+    return Transient("STREAM_ENDED", "the controller ended the stream")
 
 
 async def _ending(call: _Call) -> OutriggerError:
     """Return why a stream that has ended did."""
     code = await call.code()
     if code is grpc.StatusCode.OK:
-        return Transient("STREAM_ENDED", "the controller ended the stream")
+        return _ended()
     trailers = await call.trailing_metadata()
     details = await call.details()
     return from_rpc_error(

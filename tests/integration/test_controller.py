@@ -19,10 +19,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from controller.app import serving
+from controller.app import run, serving
 from controller.config import ControllerConfig, Listen
 from controller.policy.audit import GENESIS, AuditEntry, AuditRecord, verify
 from controller.rpc.servers import ADMIN_SERVICES, ADMIN_TABLE, CONNECT_TABLE
+from outrigger.core.clock import SystemClock
 from outrigger.core.errors import (
     Conflict,
     Corrupt,
@@ -33,8 +34,11 @@ from outrigger.core.errors import (
     Refused,
     Transient,
 )
+from outrigger.core.event_log import EventLog
+from outrigger.core.rng import SystemRng
 from outrigger.core.rpc.errors import from_rpc_error
-from outrigger.core.rpc.server import channel
+from outrigger.core.rpc.server import TlsFiles, channel
+from outrigger.core.tasks import Tasks
 from outrigger.v1 import (
     agent_pb2,
     checkpoint_service_pb2,
@@ -47,6 +51,8 @@ from outrigger.v1 import (
 )
 from outrigger.v1 import fleet_service_pb2 as pb
 from outrigger.v1 import fleet_service_pb2_grpc as pb_grpc
+from sidecar.load.reporter import Reporter
+from tests.support.certificates import make_certificates
 from tests.support.connect_stream import StreamSidecar, sidecar_api
 
 ROOT = Path(__file__).parents[2]
@@ -436,7 +442,8 @@ async def test_transitions_are_kept_once_and_watched(console, otter):
     )
     for _ in range(2):
         await otter.tell(1, transition=moved)
-    await otter.tell(2)  # of a kind nobody here knows
+    await otter.send()  # of a kind nobody here knows
+    await otter.tell(2)  # the same
     await otter.tell(3, alert={"name": "X", "message": "x"})
 
     async with asyncio.timeout(10):
@@ -639,6 +646,7 @@ async def test_while_the_audit_cannot_be_written_only_wakes_pass(console, otter)
     """The file is gone from its place; a new one takes over by itself."""
     database = console.state / "controller.db"
     database.rename(console.state / "gone.db")
+    await otter.tell(1, transition={"after": "awake"})
     await console.call("WakeAgent", agent_id="otter")
 
     error = await error_of(console.call("SleepAgent", agent_id="otter"))
@@ -825,6 +833,53 @@ async def test_a_caller_that_goes_away_ends_the_call_at_the_sidecar(console, api
     watch.cancel()
 
     await asyncio.wait_for(api.left.wait(), 10)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_channel_that_closes_under_a_call_is_told(console, api, streaming):
+    """It is not taken for the caller's own cancellation."""
+    if streaming:
+        sidecars = sidecar_service_pb2_grpc.SidecarServiceStub(console.connection)
+        watch = sidecars.Watch(
+            sidecar_service_pb2.SidecarServiceWatchRequest(), metadata=about(console)
+        )
+        await watch.read()
+        call = asyncio.create_task(watch.read())
+    else:
+        letters = letter_service_pb2_grpc.LetterServiceStub(console.connection)
+        request = letter_service_pb2.ListLettersRequest()
+        call = asyncio.ensure_future(
+            letters.ListLetters(request, metadata=about(console))
+        )
+    await api.watched.wait()
+
+    await console.controller._dialer.close()
+
+    error = await error_of(call)
+    assert (type(error), error.reason) == (Transient, "SIDECAR_AWAY")
+
+
+async def test_a_caller_that_cancels_ends_a_unary_call(console, api):
+    """The sidecar's answer is not waited for any more."""
+    letters = letter_service_pb2_grpc.LetterServiceStub(console.connection)
+    request = letter_service_pb2.ListLettersRequest()
+    call = letters.ListLetters(request, metadata=about(console))
+    waiting = asyncio.ensure_future(call)
+    await api.watched.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert call.cancelled()
+
+
+async def test_a_method_of_nobody_is_unimplemented(console):
+    """Neither ours nor a sidecar's."""
+    call = console.connection.unary_unary("/x.Y/Z")(b"", metadata=about(console))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_an_answer_without_our_details_is_no_answer_of_a_sidecar(console, api):
@@ -1016,6 +1071,80 @@ async def test_a_stop_tells_the_sidecars_to_come_back(tmp_path):
 
         assert await sidecar.call.code() is grpc.StatusCode.UNAVAILABLE
         assert "stopping" in await sidecar.call.details()
+
+
+async def test_agents_are_remembered_by_the_next_controller(tmp_path):
+    """As unknown, with what was last heard of them."""
+    state = tmp_path / "state"
+    async with controlled(state) as console, console.sidecar() as sidecar:
+        sidecar.agent.group = "demo"
+        await sidecar.hello()
+        await console.call("SleepAgent", agent_id="otter")
+        await sidecar.report()
+        await console.until(lambda agent: agent.state == Agent.STATE_ASLEEP)
+
+    async with controlled(state) as console:
+        agent = await console.agent()
+
+    assert agent.state == Agent.STATE_UNKNOWN
+    assert (agent.group, agent.epoch, agent.sidecar_instance) == ("demo", 2, "i-1")
+
+
+async def test_run_serves_until_it_is_told_to_stop(tmp_path, capsys):
+    """And says where it listens."""
+    state = tmp_path / "state"
+    running = asyncio.create_task(run(config(state)))
+    while not (state / "address.json").exists():
+        await asyncio.sleep(0.01)
+    addresses = json.loads((state / "address.json").read_text())
+
+    os.kill(os.getpid(), signal.SIGTERM)
+
+    assert await running == 0
+    assert f"operators at {addresses['admin']}" in capsys.readouterr().out
+
+
+async def test_tls_protects_every_way(tmp_path, monkeypatch):
+    """Operators, sidecars and the controller's own calls bring certificates."""
+    cert, key, ca = make_certificates(tmp_path)
+    tls = TlsFiles(cert=cert, key=key, ca=ca)
+    credentials = grpc.ssl_channel_credentials(
+        ca.read_bytes(), key.read_bytes(), cert.read_bytes()
+    )
+    monkeypatch.setattr("controller.rpc.dial.is_loopback", lambda _: False)
+    async with contextlib.AsyncExitStack() as stack:
+        served = serving(config(tmp_path / "state", tls=tls))
+        controller, addresses = await stack.enter_async_context(served)
+        api, address = await stack.enter_async_context(
+            sidecar_api("127.0.0.1:0", tls.server_credentials())
+        )
+        admin = grpc.aio.secure_channel(addresses["admin"], credentials)
+        console = Console(tmp_path / "state", addresses, admin)
+        await stack.enter_async_context(admin)
+        tasks = Tasks(controller.events.publish, SystemClock())
+        stack.push_async_callback(tasks.close)
+        agent = Agent(agent_id="otter", state=1, sidecar_instance="i-1")
+        agent.addresses.api_tcp = address
+        reporter = Reporter(
+            addresses["connect"],
+            console.token("join-token"),
+            agent=lambda: agent,
+            sleep=None,
+            wake=None,
+            events=EventLog(agent_id="otter", clock=SystemClock()),
+            clock=SystemClock(),
+            rng=SystemRng(),
+            tasks=tasks,
+            operator_token="op",
+            version="1",
+            credentials=credentials,
+        )
+        tasks.spawn("reporter", reporter.run())
+        await console.until(lambda agent: agent.state == Agent.STATE_AWAKE)
+        stub = letter_service_pb2_grpc.LetterServiceStub(admin)
+        request = letter_service_pb2.GetLetterRequest()
+        await stub.GetLetter(request, metadata=about(console))
+    assert api.metadata[0]["outrigger-token"] == "op"
 
 
 @contextlib.asynccontextmanager

@@ -148,6 +148,10 @@ class SidecarApi(
         self._seen(context)
         await context.abort(grpc.StatusCode.ABORTED, "try anew", (("x-why", "stale"),))
 
+    async def ListLetters(self, request, context):
+        self.watched.set()
+        await asyncio.Event().wait()
+
     async def DiscardLetters(self, request, context):
         return letter_service_pb2.DiscardLettersResponse()
 
@@ -179,8 +183,8 @@ class SidecarApi(
 
 
 @contextlib.asynccontextmanager
-async def sidecar_api(address):
-    """Serve an API; give the servicer and its address."""
+async def sidecar_api(address, credentials=None):
+    """Serve an API, with TLS if credentials are given; give it and its address."""
     servicer = SidecarApi()
     server = grpc.aio.server()
     letter_service_pb2_grpc.add_LetterServiceServicer_to_server(servicer, server)
@@ -188,7 +192,11 @@ async def sidecar_api(address):
         servicer, server
     )
     sidecar_service_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port(address)
+    port = (
+        server.add_secure_port(address, credentials)
+        if credentials
+        else server.add_insecure_port(address)
+    )
     await server.start()
     try:
         yield servicer, address if address.startswith("unix:") else f"127.0.0.1:{port}"
