@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from outrigger.core.clock import Clock
-from outrigger.core.errors import OutriggerError, Refused
+from outrigger.core.errors import OutriggerError, Overloaded, Refused, Transient
 from outrigger.core.events import Alerted, Payload
 from outrigger.core.names import PUSHBACK_TRAILER
 from outrigger.core.rng import Rng
@@ -104,7 +104,7 @@ class Delivery:
         self._out: set[asyncio.Task[None]] = set()
         self._failed_at: dict[str, int] = {}
         """Letter id to its lane's successes when it failed last."""
-        self._denied: set[Route] = set()
+        self._denied: set[tuple[str, str]] = set()
         self._suspect_out = False
         self._quiet_until: dict[str, float] = {}
         self._sweep_at = 0.0
@@ -276,13 +276,14 @@ class Delivery:
         else:
             self._failed_at.pop(letter.letter_id, None)
         if verdict.what is LetterInput.DELIVER:
-            self._denied.discard(route)
+            self._denied.discard((route.upstream, route.method))
         elif verdict.what is LetterInput.HOLD:
             await self._hold(route, verdict.reason, result.message)
 
     async def _hold(self, route: Route, reason: str, message: str) -> None:
-        if route not in self._denied:
-            self._denied.add(route)
+        key = (route.upstream, route.method)
+        if key not in self._denied:
+            self._denied.add(key)
             self._publish(
                 Alerted(
                     name="letters-held",
@@ -294,14 +295,20 @@ class Delivery:
         await self._record(lambda: self._journal.hold(route, reason))
 
     async def _record(self, write: Callable[[], Awaitable[object]]) -> None:
-        """Write until the store takes it; a closed store means: at the restart."""
+        """Write until the store takes it.
+
+        A closed store means: after the next start. Any other error will not pass
+        by itself: the letter stays in flight until then too.
+        """
         while True:
             try:
                 await write()
-            except Refused:
-                return
-            except OutriggerError as error:
+            except (Transient, Overloaded) as error:
                 self._publish(describe("delivery-record", error))
+            except OutriggerError as error:
+                if not isinstance(error, Refused):
+                    self._publish(describe("delivery-record", error))
+                return
             else:
                 return
             await self._clock.sleep(_RECORD_PAUSE_S)

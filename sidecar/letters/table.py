@@ -189,9 +189,9 @@ class LetterTable:
         verdict: Verdict,
         now_wall_s: float,
     ) -> Moves:
-        """Record how a send ended."""
+        """Record how a send ended; a second time changes nothing."""
         moves = Moves()
-        found = self.load(conn, letter.letter_id, moves, now_wall_s)
+        found = self._out(conn, letter, moves, now_wall_s)
         if found is None:
             return moves
         seq, stored = found
@@ -223,9 +223,9 @@ class LetterTable:
         due_wall_s: float,
         now_wall_s: float,
     ) -> Moves:
-        """Make a claimed letter pending again; it was not sent."""
+        """Make a claimed letter pending again, unless its end is recorded."""
         moves = Moves()
-        found = self.load(conn, letter.letter_id, moves, now_wall_s)
+        found = self._out(conn, letter, moves, now_wall_s)
         if found is not None:
             self.apply(
                 conn,
@@ -236,6 +236,13 @@ class LetterTable:
                 next_attempt_wall_s=due_wall_s,
             )
         return moves
+
+    def _out(
+        self, conn: sqlite3.Connection, letter: Letter, moves: Moves, now_wall_s: float
+    ) -> tuple[int, Letter] | None:
+        found = self.load(conn, letter.letter_id, moves, now_wall_s)
+        in_flight = found is not None and found[1].state is LetterState.IN_FLIGHT
+        return found if in_flight else None
 
     def load(
         self, conn: sqlite3.Connection, letter_id: str, moves: Moves, now_wall_s: float
