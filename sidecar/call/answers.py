@@ -13,6 +13,10 @@ from sidecar.policy.classify import Code
 Details = Callable[[OutriggerError], Trailers]
 """Returns the `grpc-status-details-bin` trailers of an error of ours."""
 
+CALLS_KILLED: Final = "CALLS_KILLED"
+CIRCUIT_ISOLATED: Final = "CIRCUIT_ISOLATED"
+
+_ENDLESS: Final = frozenset({CALLS_KILLED, CIRCUIT_ISOLATED})
 _DO_NOT_RETRY: Final = (names.PUSHBACK_TRAILER, "-1")
 
 
@@ -30,8 +34,8 @@ def refusal(error: OutriggerError, layer: str, details: Details) -> Answer:
     after_s = error.retry_after_s
     if after_s is not None:
         trailers += ((names.PUSHBACK_TRAILER, str(math.ceil(after_s * 1000))),)
-    elif isinstance(error, Transient):
-        # UNAVAILABLE without an end: left to itself, the caller would try again.
+    elif error.reason in _ENDLESS:
+        # Until an operator says otherwise; left to itself the caller would try again.
         trailers += (_DO_NOT_RETRY,)
     return Answer(int(Code[error.status]), error.message, trailers)
 
@@ -41,7 +45,7 @@ def circuit_error(circuit: Circuit, now: float) -> Transient:
     facts = {"circuit": circuit.circuit_id, "state": circuit.state.value}
     if circuit.state is CircuitState.ISOLATED:
         return Transient(
-            "CIRCUIT_ISOLATED",
+            CIRCUIT_ISOLATED,
             f"an operator isolated {circuit.circuit_id} ({circuit.reason}); nothing was"
             " sent: calls are refused until it is restored",
             metadata=facts,

@@ -11,9 +11,11 @@ from sidecar.call import answers
 from sidecar.call.answers import Details
 from sidecar.call.descriptor import (
     Answer,
+    Call,
     CallCounts,
     Finish,
     GivenUp,
+    Kind,
     Letter,
     LetterRefused,
     LetterTaken,
@@ -37,32 +39,34 @@ class Endings:
         self._parked: dict[int, Flight] = {}
         self._newest_token = 0
         self.counts = CallCounts()
-        self.deliveries_in_flight = 0
+        self.deliveries = CallCounts()
         self.last_activity = now
 
     def begun(self, flight: Flight, now: float) -> None:
         """Count a call that is on its way."""
         if flight.is_delivery:
-            self.deliveries_in_flight += 1
+            counts = self.deliveries
         else:
-            self.counts.in_flight += 1
+            counts = self.counts
             self.last_activity = now
+        counts.begun += 1
+        counts.in_flight += 1
 
     def succeeded(self, flight: Flight, now: float) -> None:
         """End a call well."""
-        self.counts.ok += 1
-        self._over(flight, now)
+        self._over(flight, now).ok += 1
 
     def cancelled(self, flight: Flight, now: float) -> None:
         """End a call whose caller went away."""
         if flight.token is not None:
             self._parked.pop(flight.token, None)
-        self.counts.cancelled += 1
-        self._over(flight, now)
+        self._over(flight, now).cancelled += 1
 
-    def unroutable(self, error: OutriggerError) -> Refuse:
+    def unroutable(self, call: Call, error: OutriggerError) -> Refuse:
         """Refuse a call that goes nowhere."""
-        self._count_refusal("route")
+        counts = self.counts if call.kind is Kind.CALL else self.deliveries
+        counts.begun += 1
+        _count_refusal(counts, "route")
         return Refuse(answers.refusal(error, "route", self._details))
 
     def refused(
@@ -145,23 +149,27 @@ class Endings:
         )
 
     def _unsuccessful(self, flight: Flight, now: float) -> None:
+        counts = self._over(flight, now)
         if flight.refused_by is None:
-            self.counts.failed += 1
+            counts.failed += 1
         else:
-            self._count_refusal(flight.refused_by)
-        self._over(flight, now)
+            _count_refusal(counts, flight.refused_by)
 
-    def _count_refusal(self, layer: str) -> None:
-        self.counts.refused[layer] = self.counts.refused.get(layer, 0) + 1
-
-    def _over(self, flight: Flight, now: float) -> None:
+    def _over(self, flight: Flight, now: float) -> CallCounts:
+        """Forget a call; return where its end is to be counted."""
         flight.is_over = True
         _leave(flight)
         if flight.is_delivery:
-            self.deliveries_in_flight -= 1
+            counts = self.deliveries
         else:
-            self.counts.in_flight -= 1
+            counts = self.counts
             self.last_activity = now
+        counts.in_flight -= 1
+        return counts
+
+
+def _count_refusal(counts: CallCounts, layer: str) -> None:
+    counts.refused[layer] = counts.refused.get(layer, 0) + 1
 
 
 def _leave(flight: Flight) -> None:

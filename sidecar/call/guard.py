@@ -85,19 +85,20 @@ class CallGuard:
         self._killed: str | None = None
         self._now = now
         self.counts: Final = self._endings.counts
-        """Each call begun is in exactly one of ok, failed, refused and cancelled
-        once it is over. `in_flight` is the agent's own calls."""
+        """The agent's own calls. Each is in exactly one of ok, failed, refused and
+        cancelled once it is over, and in `in_flight` until then."""
+        self.deliveries: Final = self._endings.deliveries
+        """The same of letters on their way."""
 
     def begin(self, call: Call, now: float) -> Go | Refuse | Letter:
         """Admit a call, refuse it, or ask for its letter."""
         self._now = now
-        self.counts.begun += 1
         asked = asked_of(call.metadata)
         named = None if asked is None else asked.upstream
         try:
             method = self._standings.find(call.method, named, now)
         except OutriggerError as error:
-            return self._endings.unroutable(error)
+            return self._endings.unroutable(call, error)
         flight = Flight(call, method, asked, now, self._settings)
         self._endings.begun(flight, now)
         if call.deadline is not None and now >= call.deadline:
@@ -216,11 +217,6 @@ class CallGuard:
         Deliveries are not the agent's doing and do not count.
         """
         return self._endings.last_activity
-
-    @property
-    def deliveries_in_flight(self) -> int:
-        """Letters on their way; not among `counts.in_flight`."""
-        return self._endings.deliveries_in_flight
 
     def circuits(self) -> tuple[CircuitView, ...]:
         """Return all circuits by id, as of the newest `now` the guard was told."""
@@ -395,7 +391,7 @@ def _too_late(call: Call) -> TimedOut:
 
 def _killed(reason: str) -> Transient:
     return Transient(
-        "CALLS_KILLED",
+        answers.CALLS_KILLED,
         f"an operator stopped retries and deliveries ({reason}); nothing was sent:"
         " wait until the switch is released",
     )

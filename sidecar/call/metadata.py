@@ -34,7 +34,7 @@ class Asked:
 
     def __init__(self) -> None:
         self.upstream: str | None = None
-        """From `outrigger-upstream`."""
+        """From `outrigger-upstream`; the last, so that a sender may append it."""
         self.letter: str | None = None
         """From `outrigger-letter`."""
         self.key: str | None = None

@@ -122,16 +122,17 @@ class Routes:
         return tuple(sorted(self._upstreams))
 
     def resolve(self, method: str, metadata: Metadata = ()) -> Route:
-        """Return where a call goes.
+        """Return where a call goes; of several upstreams named, the last.
 
         Raises:
             NotFound: UNKNOWN_UPSTREAM, the call names one that is not configured.
             Invalid: NO_UPSTREAM, it names none and there is no default.
         """
-        named = next(
-            (value for key, value in metadata if key == names.UPSTREAM_METADATA), None
-        )
-        return self.route(method, None if named is None else str(named))
+        named: str | None = None
+        for key, value in metadata:
+            if key == names.UPSTREAM_METADATA:
+                named = str(value)
+        return self.route(method, named)
 
     def route(self, method: str, named: str | None) -> Route:
         """Return where a call goes whose `outrigger-upstream` is already known.

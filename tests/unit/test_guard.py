@@ -1,6 +1,7 @@
 import pytest
 
 from outrigger.core.errors import Transient
+from sidecar.call.answers import refusal
 from sidecar.call.descriptor import (
     Answer,
     Finish,
@@ -67,6 +68,13 @@ def test_what_is_meant_for_us_is_not_passed_upstream(rig):
     assert go.metadata == (("a", "1"), ("outriggers", "2"))
 
 
+def test_of_several_upstreams_named_the_last_counts(rig):
+    """A letter may have named one itself; whoever delivers it appends the right one."""
+    first, last = ("outrigger-upstream", "nobody"), ("outrigger-upstream", "bank")
+
+    assert rig.go(metadata=(first, last)).permit.upstream == "bank"
+
+
 def test_the_named_upstream_is_remembered_apart_from_the_routed_one(rig):
     """The same method at another upstream has a circuit of its own."""
     named = {"metadata": (("outrigger-upstream", "bank"),)}
@@ -85,6 +93,7 @@ def test_the_named_upstream_is_remembered_apart_from_the_routed_one(rig):
 def test_activity_is_the_agents_own(rig):
     """Its calls count at their beginning and end; deliveries never do."""
     begun = rig.guard.last_activity
+    counts, deliveries = rig.guard.counts, rig.guard.deliveries
     rig.now += 5
     go = rig.go()
     assert rig.guard.last_activity == begun + 5
@@ -94,11 +103,11 @@ def test_activity_is_the_agents_own(rig):
 
     rig.now += 9
     delivery = rig.go(kind=Kind.DELIVERY)
-    assert rig.guard.counts.in_flight == 0
-    assert rig.guard.deliveries_in_flight == 1
+    assert (counts.in_flight, deliveries.in_flight) == (0, 1)
     rig.end(delivery)
 
-    assert rig.guard.deliveries_in_flight == 0
+    assert (counts.begun, counts.ok, counts.in_flight) == (1, 1, 0)
+    assert (deliveries.begun, deliveries.ok, deliveries.in_flight) == (1, 1, 0)
     assert rig.guard.last_activity == begun + 12
 
 
@@ -142,6 +151,13 @@ def test_the_limit_refuses_with_a_push_back_and_frees_its_places():
     rig.go()
     rig.refused()
     assert rig.guard.counts.refused == {"limit": 2}
+
+
+def test_the_relays_own_passing_troubles_do_not_forbid_a_retry():
+    """Only what an operator must end says -1."""
+    answer = refusal(Transient("STOPPING", "stopping"), "relay", details)
+
+    assert PUSHBACK not in trailers_of(answer)
 
 
 def test_the_limit_is_per_upstream():
@@ -238,11 +254,12 @@ def test_the_kill_switch_stops_deliveries_and_makes_no_letters(rig):
 
     assert answer.code == UNAVAILABLE
     assert "incident 7" in answer.message
+    assert rig.guard.deliveries.refused == {"kill_switch": 1}
     assert trailers_of(answer) == {
         "outrigger-refused-by": "kill_switch",
         PUSHBACK: "-1",
     }
-    assert rig.guard.deliveries_in_flight == 0
+    assert rig.guard.deliveries.in_flight == 0
 
 
 def test_a_delivery_is_one_attempt_and_never_a_letter_again(rig):

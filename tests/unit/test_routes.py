@@ -21,6 +21,7 @@ def test_the_caller_may_name_the_upstream():
 
     assert routes.resolve(METHOD, named("bank")).upstream == "bank"
     assert routes.route(METHOD, "default").upstream == "default"
+    assert routes.resolve(METHOD, (*named("bank"), *named("shop"))).upstream == "shop"
 
 
 @pytest.mark.parametrize(
