@@ -287,17 +287,13 @@ class CheckpointStore:
     ) -> AsyncGenerator[bytes, None]:
         blocks = found.blocks
         jobs: deque[Future[bytes]] = deque()
-        try:
-            for start in range(0, len(blocks), _PIECE_BLOCKS):
-                piece = blocks[start : start + _PIECE_BLOCKS]
-                jobs.append(self._pool.submit(shelf.frames.raw, piece, fresh=fresh))
-                if len(jobs) > _AHEAD:
-                    yield await asyncio.wrap_future(jobs.popleft())
-            while jobs:
+        for start in range(0, len(blocks), _PIECE_BLOCKS):
+            piece = blocks[start : start + _PIECE_BLOCKS]
+            jobs.append(self._pool.submit(shelf.frames.raw, piece, fresh=fresh))
+            if len(jobs) > _AHEAD:
                 yield await asyncio.wrap_future(jobs.popleft())
-        finally:
-            for job in jobs:
-                job.cancel()
+        while jobs:
+            yield await asyncio.wrap_future(jobs.popleft())
 
     async def _leave(self, shelf: Shelf) -> None:
         shelf.leave()

@@ -290,6 +290,8 @@ class TestReuse:
         assert await restore(store, healed) == NOISE
         assert [e.reason for e in events if isinstance(e, ErrorSeen)] == ["BAD_BYTES"]
         assert await restore_newest(make()) == NOISE
+        again = await save_state(make(), NOISE)  # and the good copy is the one used
+        assert again.reused_block_count == 3
 
     async def test_a_rotten_block_is_not_offered_for_reuse(self, make, root):
         """A client is told to send its bytes; a reference to it is refused."""
@@ -883,15 +885,14 @@ def record(monkeypatch, log):
         real = getattr(os, name)
 
         def call(first, *args, **kwargs):
-            place = (
-                first if name == "rename" else Path(f"/proc/self/fd/{first}").readlink()
-            )
+            is_open = isinstance(first, int)
+            place = Path(f"/proc/self/fd/{first}").readlink() if is_open else first
             log.append(f"{name} {Path(place).name}")
             return real(first, *args, **kwargs)
 
         monkeypatch.setattr(os, name, call)
 
-    for name in ("fsync", "rename", "pread", "posix_fadvise"):
+    for name in ("fsync", "rename", "pread", "posix_fadvise", "unlink"):
         logged(name)
 
 
@@ -905,7 +906,11 @@ class TestFaults:
 
         await save_state(store, b"one block")
 
-        mine = [entry for entry in log if " 000000000001." not in entry]
+        mine = [
+            entry
+            for entry in log
+            if " 000000000001." not in entry and not entry.startswith("unlink")
+        ]
         assert mine == [
             "fsync 000000000002.pack",
             "posix_fadvise 000000000002.pack",
@@ -919,6 +924,24 @@ class TestFaults:
             "fsync manifests",
             "pread 000000000002.json",
             "pread 000000000002.json",
+        ]
+
+    async def test_manifests_are_gone_for_good_before_their_packs(
+        self, make, monkeypatch
+    ):
+        """A crash in between leaves a pack too many, never a pack too few."""
+        store = make()
+        for text in ("a", "b", "c"):
+            await save_state(store, text.encode())
+        log = []
+        record(monkeypatch, log)
+
+        await store.prune(AGENT, 2)
+
+        assert [entry for entry in log if not entry.startswith("p")] == [
+            "unlink 000000000001.json",
+            "fsync manifests",
+            "unlink 000000000001.pack",
         ]
 
     @pytest.mark.parametrize("always", [False, True])
