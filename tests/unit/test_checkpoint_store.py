@@ -239,6 +239,20 @@ class TestReuse:
         assert present == tuple(names)
         assert await restore(store, made) == grown
 
+    async def test_a_block_may_be_named_twice(self, make):
+        """A state of equal blocks is named block by block."""
+        store = make()
+        await save_state(store, NOISE)
+        state = NOISE[:BLOCK_BYTES] * 3
+
+        save = await store.begin_save(AGENT)
+        for _ in range(3):
+            await save.reuse(FIRST)
+        made = await save.commit(len(state), state_digest(state))
+
+        assert (made.block_count, made.stored_size_bytes) == (3, 0)
+        assert await restore(store, made) == state
+
     async def test_the_last_block_may_be_a_short_reference(self, make):
         """A whole state by reference, its short end too."""
         store = make()
@@ -588,6 +602,21 @@ class TestDamage:
 
         with pytest.raises(Corrupt, match="none of the 2 checkpoints"):
             await store.newest_good(AGENT)
+
+    async def test_what_was_pruned_since_it_was_listed_is_no_damage(
+        self, make, monkeypatch
+    ):
+        """The next older one is served, and nothing is said to be bad."""
+        events = []
+        store = make(publish=events.append)
+        await save_state(store, NOISE)
+        catalog = store._shelves[AGENT].catalog
+        listed = iter([[2, 1]])
+        real = catalog.generations
+        monkeypatch.setattr(catalog, "generations", lambda: next(listed, real()))
+
+        assert (await store.newest_good(AGENT)).generation == 1
+        assert moves(events) == [("saved", 1)]
 
     async def test_nothing_good_is_not_nothing(self, make, root):
         """An agent that has lost its state is not started afresh by mistake."""
