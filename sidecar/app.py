@@ -19,44 +19,37 @@ import grpc.aio
 
 from outrigger import __version__
 from outrigger.core import names
-from outrigger.core.access import Principal, Role, Tokens
 from outrigger.core.clock import Clock, SystemClock
 from outrigger.core.database import Database
 from outrigger.core.errors import Invalid
 from outrigger.core.event_log import EventLog
 from outrigger.core.events import Alerted, CircuitMoved, LetterMoved, Payload
 from outrigger.core.rng import SystemRng, new_instance_id
-from outrigger.core.rpc.chain import Chain, Policy
 from outrigger.core.rpc.errors import details_metadata, retry_hint_s
-from outrigger.core.rpc.public import PUBLIC_ACCESS, serve_public
-from outrigger.core.rpc.server import SERVER_OPTIONS, bind, read_secret
+from outrigger.core.rpc.server import bind, read_secret
 from outrigger.core.state_dir import StateDirectory, read_token
 from outrigger.core.tasks import Tasks
 from outrigger.v1 import agent_pb2
-from outrigger.v1 import attach_service_pb2_grpc as attach_grpc
-from outrigger.v1 import checkpoint_service_pb2_grpc as checkpoint_grpc
-from outrigger.v1 import circuit_service_pb2_grpc as circuit_grpc
-from outrigger.v1 import letter_service_pb2_grpc as letter_grpc
-from outrigger.v1 import sidecar_service_pb2_grpc as sidecar_grpc
 from sidecar.agent import records as agent_records
-from sidecar.agent import session
 from sidecar.agent.actuators import Command, OnExit, ProcessActuator
 from sidecar.agent.app_port import accepts
+from sidecar.agent.doorway import Doorway
 from sidecar.agent.inbound import APP, InboundGuard
 from sidecar.agent.leases import KeepAwakeLeases
 from sidecar.agent.ports import SleepMode, SupervisorPorts, SupervisorSettings
 from sidecar.agent.records import LifecycleRecords
+from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
 from sidecar.call import records as circuit_records
-from sidecar.call.descriptor import Answer, Metadata
+from sidecar.call.descriptor import Answer, Metadata, Resolution
 from sidecar.call.guard import CallGuard, GuardSettings
 from sidecar.call.metadata import without_credentials
 from sidecar.call.records import CircuitRecords
 from sidecar.call.routes import Routes, Upstream
-from sidecar.checkpoints import transfer
 from sidecar.checkpoints.limits import Limits
 from sidecar.checkpoints.manifest import Manifest
 from sidecar.checkpoints.store import CheckpointStore
+from sidecar.checkpoints.transfer import CheckpointServicer
 from sidecar.config import SidecarConfig
 from sidecar.letters import journal as journal_module
 from sidecar.letters.delivery import Delivery
@@ -65,10 +58,11 @@ from sidecar.load.meter import Meter
 from sidecar.load.reporter import Reporter
 from sidecar.load.sampler import Sampler
 from sidecar.policy.activity import Evidence
-from sidecar.policy.agent import AgentState
 from sidecar.policy.letter import Letter, LetterLimits, delivery_metadata
-from sidecar.rpc import circuits, letters
-from sidecar.rpc import sidecar as sidecar_rpc
+from sidecar.rpc.circuits import CircuitServicer
+from sidecar.rpc.letters import LetterServicer
+from sidecar.rpc.server import Keys, Servicers, api_server
+from sidecar.rpc.sidecar import SidecarServicer
 from sidecar.rpc.status import Status
 from sidecar.wire.grpcio import GrpcioWire, Listener
 from sidecar.wire.protocol import Sent
@@ -80,24 +74,6 @@ _DATABASE: Final = "sidecar.db"
 _CHECKPOINTS: Final = "checkpoints"
 _GRACE_S: Final = 2.0
 _COUNT_PAUSE_S: Final = 0.5
-
-ACCESS: Final = {
-    **PUBLIC_ACCESS,
-    **session.ACCESS,
-    **transfer.ACCESS,
-    **letters.ACCESS,
-    **circuits.ACCESS,
-    **sidecar_rpc.ACCESS,
-}
-"""Who may call what on the API; a method without a row is refused."""
-
-_SERVICES: Final = (
-    "outrigger.v1.AttachService",
-    "outrigger.v1.CheckpointService",
-    "outrigger.v1.CircuitService",
-    "outrigger.v1.LetterService",
-    "outrigger.v1.SidecarService",
-)
 
 Announce = Callable[[Mapping[str, object]], None]
 
@@ -141,13 +117,15 @@ class Sidecar:
         self._delivery = self._make_delivery()
         self._leases = KeepAwakeLeases(new_instance_id)
         self._addresses = agent_pb2.SidecarAddresses()
-        self._app_target = ""
         self._supervisor = self._make_supervisor()
+        self._doorway = Doorway(
+            self._supervisor, connect=self._connect_app, tasks=self._tasks
+        )
         self._inbound = InboundGuard(
-            awake=lambda: self._supervisor.awake,
-            wake=self._wake_for_call,
+            awake=lambda: self._doorway.is_open,
+            wake=self._doorway.wake,
             on_call=self._supervisor.activity,
-            resolve=lambda token, result: self._inbound_wire.resolve(token, result),
+            resolve=self._resolve_held,
             details=details_metadata,
             hold_max_s=config.hold_max_s,
         )
@@ -156,7 +134,14 @@ class Sidecar:
         self._meter = self._make_meter()
         self._status = self._make_status()
         self._reporter = self._make_reporter()
-        self._api = self._make_api()
+        keys = Keys(
+            agent_id=config.agent_id,
+            agent_token=self._agent_token,
+            admin_token=self._admin_token,
+        )
+        self._api, self._health = api_server(
+            self._make_servicers(), keys, clock=clock, report=self._publish
+        )
 
     # Composition.
 
@@ -337,61 +322,35 @@ class Sidecar:
             credentials=_controller_credentials(config),
         )
 
-    def _make_api(self) -> grpc.aio.Server:
-        agent_id = self._config.agent_id
-        policy = Policy(
-            table=ACCESS,
-            tokens=Tokens(
-                {
-                    self._admin_token: Principal(Role.OPERATOR),
-                    self._agent_token: Principal(Role.AGENT, agent_id),
-                }
-            ),
-            clock=self._clock,
-            report=self._publish,
-        )
-        server = grpc.aio.server(interceptors=[Chain(policy)], options=SERVER_OPTIONS)
-        attach_grpc.add_AttachServiceServicer_to_server(
-            session.AttachServicer(
+    def _make_servicers(self) -> Servicers:
+        agent_id, clock = self._config.agent_id, self._clock
+        return Servicers(
+            attach=AttachServicer(
                 self._supervisor,
                 self._leases,
                 agent_id=agent_id,
-                clock=self._clock,
+                clock=clock,
                 tasks=self._tasks,
             ),
-            server,
-        )
-        checkpoint_grpc.add_CheckpointServiceServicer_to_server(
-            transfer.CheckpointServicer(
+            checkpoints=CheckpointServicer(
                 self._checkpoints, agent_id=agent_id, on_saved=self._saved
             ),
-            server,
-        )
-        circuit_grpc.add_CircuitServiceServicer_to_server(
-            circuits.CircuitServicer(self._guard, self._clock), server
-        )
-        letter_grpc.add_LetterServiceServicer_to_server(
-            letters.LetterServicer(
+            circuits=CircuitServicer(self._guard, clock),
+            letters=LetterServicer(
                 self._journal,
                 route=self._route,
                 redact=_redacted,
-                clock=self._clock,
+                clock=clock,
                 rng=self._rng,
             ),
-            server,
-        )
-        sidecar_grpc.add_SidecarServiceServicer_to_server(
-            sidecar_rpc.SidecarServicer(
+            sidecar=SidecarServicer(
                 self._status,
                 self._supervisor,
                 self._events,
                 upstreams=self._config.upstreams,
                 pid=os.getpid(),
             ),
-            server,
         )
-        self._health = serve_public(server, _SERVICES)
-        return server
 
     # Life.
 
@@ -514,27 +473,15 @@ class Sidecar:
         self._supervisor.checkpoint_saved(manifest)
 
     def _agent_moved(self) -> None:
-        """React to any change of the agent: hand on, give up, report."""
-        supervisor = self._supervisor
-        snapshot = supervisor.snapshot()
-        if supervisor.awake:
-            _ = self._tasks.spawn("inbound target", self._agent_woke(snapshot.pid))
-        elif snapshot.state is AgentState.FAILED:
-            self._inbound.agent_failed(snapshot.reason)
+        self._doorway.agent_moved(self._inbound)
         if self._reporter is not None:
             self._reporter.poke()
 
-    async def _agent_woke(self, pid: int) -> None:
-        """Connect to the process that is up now, then hand the held calls on."""
-        target = self._supervisor.app_address
-        mark = f"{pid} {target}"
-        if target and mark != self._app_target:
-            self._app_target = mark
-            await self._inbound_wire.set_target(APP, target)
-        self._inbound.agent_is_awake()
+    async def _connect_app(self, address: str) -> None:
+        await self._inbound_wire.set_target(APP, address)
 
-    def _wake_for_call(self, reason: str) -> None:
-        self._supervisor.request_wake(0, reason)
+    def _resolve_held(self, token: int, result: Resolution) -> None:
+        self._inbound_wire.resolve(token, result)
 
     async def _commanded_sleep(self, seen_epoch: int, reason: str) -> agent_pb2.Agent:
         self._supervisor.request_sleep(seen_epoch, reason)

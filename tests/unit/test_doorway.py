@@ -1,0 +1,139 @@
+import pytest
+
+from outrigger.core.clock import SystemClock
+from outrigger.core.errors import Refused
+from outrigger.core.tasks import Tasks
+from sidecar.agent.doorway import Doorway
+from sidecar.policy.agent import AgentSnapshot, AgentState
+
+
+class Agent:
+    """An agent that is as the test says."""
+
+    def __init__(self):
+        self.state = AgentState.ASLEEP
+        self.pid = 0
+        self.app_address = "127.0.0.1:1"
+        self.asked = []
+
+    @property
+    def awake(self):
+        return self.state is AgentState.AWAKE
+
+    def snapshot(self):
+        return AgentSnapshot(
+            agent_id="a",
+            state=self.state,
+            reason="because",
+            since_wall_s=0.0,
+            epoch=1,
+            pid=self.pid,
+        )
+
+    def request_wake(self, seen_epoch, reason):
+        self.asked.append((seen_epoch, reason))
+        return self.snapshot()
+
+    def up(self, pid):
+        self.state, self.pid = AgentState.AWAKE, pid
+
+
+class Held:
+    """Held calls that write down what they are told."""
+
+    def __init__(self):
+        self.told = []
+
+    def agent_is_awake(self):
+        self.told.append("awake")
+
+    def agent_failed(self, reason):
+        self.told.append(reason)
+
+
+class Scene:
+    """A doorway and all around it."""
+
+    def __init__(self):
+        self.agent, self.held, self.connected = Agent(), Held(), []
+        self.tasks = Tasks(lambda _: None, SystemClock())
+        self.while_connecting = lambda: None
+        self.doorway = Doorway(self.agent, connect=self.connect, tasks=self.tasks)
+
+    async def connect(self, address):
+        self.connected.append(address)
+        self.while_connecting()
+
+    async def moved(self):
+        self.doorway.agent_moved(self.held)
+        for task in tuple(self.tasks._tasks):
+            await task
+
+
+async def test_it_opens_after_a_fresh_channel_is_there():
+    """Held calls go on only once there is a channel to the process that is up."""
+    scene = Scene()
+    scene.agent.up(7)
+    assert not scene.doorway.is_open
+
+    await scene.moved()
+
+    assert (scene.connected, scene.held.told) == (["127.0.0.1:1"], ["awake"])
+    assert scene.doorway.is_open
+
+
+async def test_a_thawed_process_keeps_its_channel_and_a_new_one_gets_its_own():
+    """The channel is the process's: same pid same channel, new pid a new one."""
+    scene = Scene()
+    for pid in (7, 7, 8):
+        scene.agent.up(pid)
+        await scene.moved()
+        scene.agent.state = AgentState.FROZEN
+        await scene.moved()
+        assert not scene.doorway.is_open
+
+    assert len(scene.connected) == 2
+
+
+async def test_it_stays_shut_if_the_agent_falls_asleep_while_it_connects():
+    """Nobody is handed to an agent that is on its way out."""
+    scene = Scene()
+    scene.agent.up(7)
+
+    def asleep():
+        scene.agent.state = AgentState.QUIESCING
+
+    scene.while_connecting = asleep
+    await scene.moved()
+
+    assert not scene.doorway.is_open
+    assert scene.held.told == []
+
+
+async def test_a_failed_agent_gives_the_held_calls_up():
+    """They are told why."""
+    scene = Scene()
+    scene.agent.state = AgentState.FAILED
+    await scene.moved()
+
+    assert scene.held.told == ["because"]
+
+
+async def test_an_agent_without_an_address_is_named():
+    """Held calls are given up, and new ones refused, with what to do."""
+    scene = Scene()
+    scene.agent.app_address = ""
+    scene.agent.up(7)
+    await scene.moved()
+
+    assert "--app TARGET" in scene.held.told[0]
+    with pytest.raises(Refused, match="--app TARGET"):
+        scene.doorway.wake("a call")
+
+
+async def test_a_call_wakes_the_agent_whatever_its_epoch():
+    """Waking for a call never names an epoch, so it is never stale."""
+    scene = Scene()
+    scene.doorway.wake("a call to /s/M")
+
+    assert scene.agent.asked == [(0, "a call to /s/M")]
