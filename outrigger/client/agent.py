@@ -141,6 +141,18 @@ class Agent:
         """
         self._life.serve(app_address, timeout_s)
 
+    def wait_until_restored(self, timeout_s: float | None = None) -> None:
+        """Wait until the state is back; an agent that starts afresh has it at once.
+
+        For what must come between the state and `serving`, a server's start say.
+
+        Raises:
+            TimedOut: ATTACH_TIMED_OUT.
+            Denied: the token is not good.
+            Refused: AGENT_STOPPED.
+        """
+        self._life.wait_until_restored(timeout_s)
+
     def wait_until_serving(self, timeout_s: float | None = None) -> None:
         """Wait until the sidecar was told that the agent serves.
 

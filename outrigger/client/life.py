@@ -95,7 +95,7 @@ class Life:
 
     def serve(self, app_address: str, timeout_s: float | None) -> None:
         """See `Agent.serving`."""
-        self._wait(lambda: self._has_state, timeout_s)
+        self.wait_until_restored(timeout_s)
         with self._changed:
             is_new = bool(app_address) and app_address != self._app_address
             self._app_address = app_address or self._app_address
@@ -106,6 +106,10 @@ class Life:
             self._link.renew()
         else:
             self._announce()
+
+    def wait_until_restored(self, timeout_s: float | None) -> None:
+        """See `Agent.wait_until_restored`."""
+        self._wait(lambda: self._has_state, timeout_s)
 
     def wait_until_serving(self, timeout_s: float | None) -> None:
         """See `Agent.wait_until_serving`."""

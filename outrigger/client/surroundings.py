@@ -17,12 +17,16 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # The sidecar is back within a second or two after it was killed; a pause that
     # grew to minutes would outlast it.
     ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # An agent that was frozen wakes with all its timers due: a keepalive would
     # close the connection for a ping that was never late.
     ("grpc.keepalive_time_ms", 2**31 - 1),
     # The sidecar is on this machine; a proxy from the environment is not for it.
     ("grpc.enable_http_proxy", 0),
+    # How large a message may be is for the agent and its upstreams to say.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
 )
 
 _VARIABLES: Final = (

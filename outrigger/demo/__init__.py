@@ -1,0 +1,1 @@
+"""The demo: real processes that index real books while parts of them die."""
