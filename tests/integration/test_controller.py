@@ -573,6 +573,30 @@ async def test_a_fleet_that_is_full_takes_no_more(console, monkeypatch, otter):
     assert len(console.controller.registry) == 1
 
 
+async def test_a_stream_that_ends_while_it_is_taken_in_leaves_nothing(
+    console, monkeypatch
+):
+    """Its connection does not keep the agent's place."""
+    begun = asyncio.Event()
+
+    async def slow(agent):
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(console.controller._store, "remember", slow)
+    async with console.sidecar() as sidecar:
+        taking_in = asyncio.create_task(sidecar.hello())
+        await begun.wait()
+        assert len(console.controller.registry) == 1
+        sidecar.call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking_in
+
+    async with asyncio.timeout(10):
+        while len(console.controller.registry):
+            await asyncio.sleep(0.01)
+
+
 async def test_nobody_comes_in_without_the_right_token(console):
     """Each listener has its own; refusals are in the audit."""
     request = pb.ListAgentsRequest()

@@ -336,6 +336,10 @@ async def test_however_a_stream_ends_another_is_made(world, ending, reason):
 
     (lost,) = kinds(world, ErrorSeen)
     assert lost.reason == reason
+    before = len(world.controller.reports)
+    await until(lambda: len(world.controller.reports) > before)
+    sequences = [report.sequence for report in world.controller.reports]
+    assert sequences.count(1) == 2
 
 
 @pytest.mark.parametrize(
