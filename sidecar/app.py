@@ -14,22 +14,19 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
-import grpc
-import grpc.aio
-
 from outrigger import __version__
 from outrigger.core import names
 from outrigger.core.clock import Clock, SystemClock
 from outrigger.core.database import Database
-from outrigger.core.errors import Invalid
 from outrigger.core.event_log import EventLog
 from outrigger.core.events import Alerted, CircuitMoved, LetterMoved, Payload
 from outrigger.core.rng import SystemRng, new_instance_id
 from outrigger.core.rpc.errors import details_metadata, retry_hint_s
-from outrigger.core.rpc.server import bind, read_secret
-from outrigger.core.state_dir import StateDirectory, read_token
+from outrigger.core.rpc.server import bind
+from outrigger.core.state_dir import StateDirectory
 from outrigger.core.tasks import Tasks
 from outrigger.v1 import agent_pb2
+from sidecar import credentials
 from sidecar.agent import records as agent_records
 from sidecar.agent.actuators import Command, OnExit, ProcessActuator
 from sidecar.agent.app_port import accepts
@@ -44,7 +41,7 @@ from sidecar.call import records as circuit_records
 from sidecar.call.descriptor import Answer, Metadata, Resolution
 from sidecar.call.guard import CallGuard, GuardSettings
 from sidecar.call.metadata import without_credentials
-from sidecar.call.records import CircuitRecords
+from sidecar.call.records import CircuitKeeper, CircuitRecords
 from sidecar.call.routes import Routes, Upstream
 from sidecar.checkpoints.limits import Limits
 from sidecar.checkpoints.manifest import Manifest
@@ -52,6 +49,7 @@ from sidecar.checkpoints.store import CheckpointStore
 from sidecar.checkpoints.transfer import CheckpointServicer
 from sidecar.config import SidecarConfig
 from sidecar.letters import journal as journal_module
+from sidecar.letters.census import LetterCensus
 from sidecar.letters.delivery import Delivery
 from sidecar.letters.journal import Journal
 from sidecar.load.meter import Meter
@@ -73,7 +71,6 @@ _log = logging.getLogger("outrigger.sidecar")
 _DATABASE: Final = "sidecar.db"
 _CHECKPOINTS: Final = "checkpoints"
 _GRACE_S: Final = 2.0
-_COUNT_PAUSE_S: Final = 0.5
 
 Announce = Callable[[Mapping[str, object]], None]
 
@@ -102,14 +99,13 @@ class Sidecar:
         self._database = database
         self._events = EventLog(agent_id=config.agent_id, clock=clock)
         self._tasks = Tasks(self._publish, clock)
-        self._circuits_moved = asyncio.Event()
-        self._letters_moved = asyncio.Event()
-        self._live_letters = 0
         self._admin_token = state.token(names.ADMIN_TOKEN_FILE)
-        self._agent_token = _agent_token(config, state)
+        self._agent_token = credentials.agent_token(config, state)
         self._journal = self._make_journal()
         self._checkpoints = self._make_checkpoints()
+        self._census = LetterCensus(self._journal, clock)
         self._guard, self._routes = self._make_guard()
+        self._circuits = CircuitKeeper(CircuitRecords(database), self._guard, clock)
         self._channels = UpstreamChannels(
             config.upstreams, self._upstream_ready, tasks=self._tasks
         )
@@ -296,7 +292,7 @@ class Sidecar:
             inbound=self._inbound.counts,
             leases=self._leases,
             meter=self._meter,
-            live_letters=lambda: self._live_letters,
+            live_letters=lambda: self._census.live,
             clock=self._clock,
             group=self._config.group,
             instance=new_instance_id(),
@@ -309,7 +305,7 @@ class Sidecar:
             return None
         return Reporter(
             config.controller,
-            _join_token(config),
+            credentials.join_token(config),
             agent=self._status.agent,
             sleep=self._commanded_sleep,
             wake=self._commanded_wake,
@@ -319,7 +315,7 @@ class Sidecar:
             tasks=self._tasks,
             operator_token=self._admin_token,
             version=__version__,
-            credentials=_controller_credentials(config),
+            credentials=credentials.towards_controller(config),
         )
 
     def _make_servicers(self) -> Servicers:
@@ -364,8 +360,8 @@ class Sidecar:
             OutriggerError: it cannot start; the message says why.
         """
         await self._journal.recover()
-        await self._recover_circuits()
-        await self._count_letters()
+        await self._circuits.recover()
+        await self._census.count()
         await self._channels.start()
         await self._wire.start()
         await self._inbound_channels.start()
@@ -394,7 +390,7 @@ class Sidecar:
         await self._inbound_wire.stop(_GRACE_S)
         await self._supervisor.stop()
         await self._delivery.stop(_GRACE_S)
-        await self._store_circuits()
+        await self._circuits.store()
         await self._api.stop(_GRACE_S / 2)
         await self._channels.close()
         await self._inbound_channels.close()
@@ -430,8 +426,8 @@ class Sidecar:
     def _spawn_loops(self) -> None:
         tasks = self._tasks
         _ = tasks.spawn_forever("delivery", self._delivery.run)
-        _ = tasks.spawn_forever("circuits on disk", self._keep_circuits)
-        _ = tasks.spawn_forever("live letters", self._keep_count)
+        _ = tasks.spawn_forever("circuits on disk", self._circuits.run)
+        _ = tasks.spawn_forever("live letters", self._census.run)
         _ = tasks.spawn_forever("journal", self._keep_journal_open)
         if self._config.measure:
             _ = tasks.spawn_forever("meter", self._meter.run)
@@ -458,11 +454,11 @@ class Sidecar:
 
     def _publish(self, payload: Payload) -> object:
         if isinstance(payload, CircuitMoved):
-            self._circuits_moved.set()
+            self._circuits.moved()
             if payload.after == "closed":
                 self._delivery.nudge(payload.circuit.partition("/")[0])
         elif isinstance(payload, LetterMoved):
-            self._letters_moved.set()
+            self._census.moved()
         return self._events.publish(payload)
 
     def _upstream_ready(self, name: str) -> None:
@@ -514,32 +510,6 @@ class Sidecar:
             cpu_ratio=cpu_ratio,
         )
 
-    # What is kept.
-
-    async def _recover_circuits(self) -> None:
-        self._circuits = CircuitRecords(self._database)
-        kept = await self._circuits.load()
-        self._guard.restored_state(kept, self._clock.monotonic())
-
-    async def _store_circuits(self) -> None:
-        await self._circuits.store(self._guard.saved_state())
-
-    async def _keep_circuits(self) -> None:
-        while True:
-            await self._circuits_moved.wait()
-            self._circuits_moved.clear()
-            await self._store_circuits()
-
-    async def _count_letters(self) -> None:
-        self._live_letters = (await self._journal.ledger()).live
-
-    async def _keep_count(self) -> None:
-        while True:
-            await self._letters_moved.wait()
-            self._letters_moved.clear()
-            await self._count_letters()
-            await self._clock.sleep(_COUNT_PAUSE_S)
-
     async def _keep_journal_open(self) -> None:
         """Make a new file of a database that failed, again and again."""
         while True:
@@ -548,36 +518,6 @@ class Sidecar:
             if failure is not None:
                 self._publish(Alerted(name="JOURNAL_FAILED", message=str(failure)))
                 await self._database.reopen()
-
-
-def _agent_token(config: SidecarConfig, state: StateDirectory) -> str:
-    """Return a new secret for an agent that we start; else the one it read before."""
-    if config.command:
-        return state.new_token(names.TOKEN_FILE)
-    return state.token(names.TOKEN_FILE)
-
-
-def _join_token(config: SidecarConfig) -> str:
-    path = config.join_token_file
-    try:
-        return read_token(path) if path else ""
-    except OSError as error:
-        raise Invalid(
-            "BAD_JOIN_TOKEN_FILE",
-            f"--join-token-file: cannot read {path}: {error.strerror}: name the file"
-            " 'join-token' of the controller's state directory, or a copy of it",
-        ) from error
-
-
-def _controller_credentials(config: SidecarConfig) -> grpc.ChannelCredentials | None:
-    """Return TLS towards the controller where we have an authority to trust."""
-    if config.tls is None or config.tls.ca is None:
-        return None
-    return grpc.ssl_channel_credentials(
-        root_certificates=read_secret(config.tls.ca, "--tls-ca"),
-        private_key=read_secret(config.tls.key, "--tls-key"),
-        certificate_chain=read_secret(config.tls.cert, "--tls-cert"),
-    )
 
 
 def _redacted(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:

@@ -4,10 +4,12 @@ They come back half open: an outage that outlives the sidecar is probed, neither
 trusted nor waited out again.
 """
 
+import asyncio
 import sqlite3
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
 
+from outrigger.core.clock import Clock
 from outrigger.core.database import Database
 from sidecar.call.circuits import CircuitRecord
 
@@ -18,6 +20,18 @@ CREATE TABLE IF NOT EXISTS circuits (
     reason TEXT NOT NULL
 ) STRICT;
 """
+
+
+class CircuitPort(Protocol):
+    """The guard, as its keeper needs it."""
+
+    def restored_state(self, records: Iterable[CircuitRecord], now: float) -> None:
+        """Take circuits back."""
+        ...
+
+    def saved_state(self) -> tuple[CircuitRecord, ...]:
+        """Return those that are not closed."""
+        ...
 
 
 class CircuitRecords:
@@ -47,3 +61,35 @@ class CircuitRecords:
             connection.executemany("INSERT INTO circuits VALUES (?, ?, ?)", rows)
 
         await self._database.write(replace)
+
+
+class CircuitKeeper:
+    """Brings circuits back at the start and stores them whenever they move."""
+
+    def __init__(
+        self, records: CircuitRecords, guard: CircuitPort, clock: Clock
+    ) -> None:
+        self._records = records
+        self._guard = guard
+        self._clock = clock
+        self._moved = asyncio.Event()
+
+    def moved(self) -> None:
+        """Take note that a circuit moved."""
+        self._moved.set()
+
+    async def recover(self) -> None:
+        """Bring back what was not closed."""
+        kept = await self._records.load()
+        self._guard.restored_state(kept, self._clock.monotonic())
+
+    async def store(self) -> None:
+        """Store what is not closed now."""
+        await self._records.store(self._guard.saved_state())
+
+    async def run(self) -> None:
+        """Store after every move, for ever."""
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            await self.store()
