@@ -298,6 +298,9 @@ def test_a_lane_counts_what_is_out():
 def test_an_outage_narrows_a_lane_and_pauses_it_longer_each_time():
     """Up to the cap; a nudge ends the pause; any answer ends the series."""
     lane = Lane(16)
+    for _ in range(3):
+        lane.began()
+        lane.ended(Class.OK, 0.0, 0.5)
     pauses = []
     for _ in range(8):
         lane.nudged()
