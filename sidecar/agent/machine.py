@@ -111,8 +111,9 @@ class Machine:
                 self._life.ports.publish(describe("agent.on_change", error))
 
     def _issue_epoch(self) -> None:
-        # Without a disk the epoch stays; the process it was issued for is dead or
-        # ours, and requests, which name epochs, are refused before they come here.
+        # Without a disk the epoch stays. Only wakes and restarts come here then, and
+        # they must not wait for a disk: the process that could still act under that
+        # epoch is dead, or is the very one that is to go on.
         try:
             epoch = self._life.epochs.issue()
         except Transient as error:

@@ -33,7 +33,6 @@ from sidecar.policy.lifecycle import Effect, Exit, Input, judge_exit
 _FALLING_ASLEEP: Final = frozenset(
     {AgentState.QUIESCING, AgentState.CHECKPOINTING, AgentState.FROZEN}
 )
-_UP: Final = frozenset({AgentState.AWAKE, AgentState.WAKING})
 _FIRST: Final = "the sidecar started"
 
 
@@ -179,17 +178,15 @@ class Supervisor:
     ) -> AgentSnapshot:
         """Begin to wake the agent, whatever it is doing; return it as it is now.
 
-        Waking one that is awake or waking changes nothing. Arguments as for
+        Waking one that is awake or waking changes nothing. A wake needs no disk: if
+        none answers, it goes on under the old epoch. Arguments as for
         `request_sleep`.
 
         Raises:
             Conflict: STALE_EPOCH.
             Refused: NO_COMMAND, STOPPING.
-            Transient: NO_EPOCH_LEFT.
         """
         self._check_command(seen_epoch)
-        if self._machine.state not in _UP:
-            self._life.epochs.check()
         if not validate_only:
             if self._machine.state is AgentState.FAILED:
                 self._life.restore_below = None  # somebody may have mended the newest

@@ -1,6 +1,6 @@
 """Random lives of an agent, against a small model of the world around it."""
 
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from sidecar.policy.agent import AgentState
@@ -9,7 +9,7 @@ from sidecar.policy.lifecycle import Effect, Input, accepts, step
 ENDS = (Input.CRASHED, Input.CRASH_LOOPED, Input.FINISHED)
 ANY_TIME = (
     Input.WAKE_REQUESTED,
-    Input.SLEEP_REQUESTED,
+    *[Input.SLEEP_REQUESTED] * 8,
     Input.ACTIVITY,
     Input.DETACHED,
 )
@@ -100,7 +100,9 @@ class World:
     def possible(self):
         """Return what may happen next, as (name, input) pairs."""
         happenings = [given for given in ANY_TIME if accepts(self.state, given)]
-        happenings += [given for given in self.answers if accepts(self.state, given)]
+        # Steps usually succeed, else few lives would ever get as far as sleep.
+        answers = [given for given in self.answers if accepts(self.state, given)]
+        happenings += answers + answers[:1] * 8
         if self.heard and not self.stopped:
             spoken = (Input.SERVING, Input.ATTACHED)
             happenings += [given for given in spoken if accepts(self.state, given)]
@@ -109,7 +111,7 @@ class World:
             if not (self.dying or self.saved or self.stopped):
                 happenings += ENDS[1:]
         if self.start_pending and not self.alive:
-            happenings.append(Input.STARTED)
+            happenings += [Input.STARTED] * 8
         return happenings
 
     def happen(self, given):
@@ -138,6 +140,7 @@ class World:
 def live(data, world, rounds):
     """Let random possible things happen."""
     for _ in range(rounds):
+        event(world.state.value)
         world.happen(data.draw(st.sampled_from(world.possible())))
 
 

@@ -147,6 +147,7 @@ class Rig:
         await self.server.stop(0)
         await self.tasks.close()
         await self.database.close()
+        assert "NO_SUCH_MOVE" not in self.errors()
 
     @property
     def snapshot(self):

@@ -23,6 +23,7 @@ class FakeActuator:
         return ProcessId(self.pid, 1, "boot") if self.pid else None
 
     def spawn(self):
+        assert not self.pid, "a second life beside the first"
         self.done.append("spawn")
         self.pid = 100 + len(self.done)
         self.is_ending = False

@@ -175,6 +175,18 @@ async def test_processes_that_vanish_while_being_read_are_left_out(tree, monkeyp
     assert sampler._usage([gone]) == (0, 0.0, 0)
 
 
+async def test_a_recycled_number_is_another_process(tree):
+    """What a former process of the same number used is not counted."""
+    clock = FakeClock()
+    sampler = Sampler(clock)
+    await sampler.sample(tree.pid)
+    sampler._root.is_running = lambda: False
+    tree.do("burn")
+    clock.advance(2.0)
+
+    assert (await sampler.sample(tree.pid)).cpu_ratio == 0
+
+
 async def test_samples_are_taken_one_at_a_time(tree):
     """Two who ask at once do not take each other's measure."""
     sampler = Sampler(SystemClock())

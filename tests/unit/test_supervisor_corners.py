@@ -56,14 +56,17 @@ class Life:
         self.tasks = Tasks(self.seen.append, self.clock)
         self.shelf = CheckpointShelf()
         self.begun = 0
+        self.busy = 0
+        self.leases = KeepAwakeLeases(lambda: "1")
         self.link = Link()
         ports = SupervisorPorts(
             checkpoints=self.shelf,
-            leases=KeepAwakeLeases(lambda: "1"),
+            leases=self.leases,
             publish=self.seen.append,
             clock=self.clock,
             rng=Dice(),
             tasks=self.tasks,
+            busy=lambda: self.busy,
             begun=lambda: self.begun,
         )
         self.supervisor = Supervisor(
@@ -84,6 +87,12 @@ class Life:
 
     def reasons(self):
         return [seen.reason for seen in self.seen if type(seen).__name__ == "ErrorSeen"]
+
+    async def rest(self, seconds):
+        """Let that much time pass, with room for whoever waits for it."""
+        for _ in range(10):
+            self.clock.advance(seconds / 10)
+            await asyncio.sleep(0.001)
 
     async def until(self, condition):
         """Let time pass in small steps until something holds."""
@@ -134,6 +143,7 @@ async def make(tmp_path):
         with suppress(Conflict):  # one test starts a second beside the first
             await life.supervisor.stop()
         await life.tasks.close()
+        assert "NO_SUCH_MOVE" not in life.reasons()
     await database.close()
 
 
@@ -150,6 +160,123 @@ async def test_what_the_agent_is_told_in_one_night(make):
     assert told == [Welcome, PrepareSleep, SaveState, Resume]
     assert life.actuator.done == ["spawn", "freeze", "thaw"]
     assert life.supervisor.snapshot().woken_digest == b""
+
+
+async def test_calls_in_flight_and_leases_are_waited_for(make):
+    """The agent's own word is not enough while something is in flight here."""
+    life = make()
+    await life.up()
+    life.busy = 1
+    life.leases.take("", 3600.0, "thinking", life.clock.monotonic())
+    epoch = life.supervisor.request_sleep(0, "test").epoch
+    life.supervisor.heard(life.link, QuiescedMessage(epoch))
+    await life.rest(1.0)
+    assert life.state is AgentState.QUIESCING
+
+    life.busy = 0
+    await life.rest(1.0)
+    assert life.state is AgentState.QUIESCING
+
+    life.leases.release("1")
+    await life.until(lambda: life.state is AgentState.CHECKPOINTING)
+
+
+async def test_an_answer_to_the_sleep_before_is_no_answer(make):
+    """Epochs tell which sleep is meant."""
+    life = make()
+    await life.up()
+    before = life.supervisor.request_sleep(0, "test").epoch
+    life.supervisor.request_wake(0, "needed")
+    life.supervisor.request_sleep(0, "test")
+
+    life.supervisor.heard(life.link, QuiescedMessage(before))
+    await life.rest(1.0)
+
+    assert life.state is AgentState.QUIESCING
+
+
+async def test_an_agent_that_is_up_is_left_alone_by_time(make):
+    """No deadline of its wake, and no step of a sleep given up, outlives it."""
+    life = make()
+    await life.up()
+    life.supervisor.request_sleep(0, "test")
+    life.supervisor.request_wake(0, "needed")
+
+    await life.rest(10_000.0)
+
+    assert life.state is AWAKE
+    assert life.reasons() == []
+
+
+async def test_a_crash_after_a_thaw_is_a_crash(make):
+    """What was saved for the sleep before is not the state of the agent any more."""
+    life = make(frozen_keep_s=1000.0)
+    await life.up()
+    await life.to_saved()
+    await life.until(lambda: life.state is FROZEN)
+    life.supervisor.request_wake(0, "needed")
+    await life.until(lambda: life.state is AWAKE)
+    life.leases.take("", 3600.0, "thinking", life.clock.monotonic())
+
+    life.actuator.end(137)
+
+    assert life.state is WAKING
+    assert life.reasons() == ["CRASHED"]
+    assert life.leases.count(life.clock.monotonic()) == 0
+
+
+async def test_a_wake_of_a_failed_agent_waits_for_its_former_process(make):
+    """One that was killed and is not gone yet is not started beside itself."""
+    life = make(wake_timeout_s=5.0)
+    life.shelf.put(b"x")
+    await life.supervisor.start()
+    await life.until(lambda: life.state is AgentState.FAILED)
+    assert life.actuator.done == ["spawn", "kill"]
+
+    life.supervisor.request_wake(0, "again")
+    await life.rest(1.0)
+    assert life.actuator.done == ["spawn", "kill"]
+    life.actuator.end(137)
+    await life.until(lambda: life.actuator.done[-1] == "spawn")
+
+
+async def test_a_wake_of_a_failed_agent_tries_the_newest_state_again(make):
+    """Somebody may have mended what could not be restored."""
+    life = make()
+    for raw in (b"1", b"2"):
+        life.shelf.put(raw)
+    await life.supervisor.start()
+    for wrong in (2, 1):
+        await life.until(lambda: life.actuator.pid)
+        life.supervisor.attach(life.link, Hello(7))
+        life.supervisor.heard(life.link, RestoredMessage(wrong, b"wrong"))
+        await life.until(lambda: life.actuator.is_ending)
+        life.actuator.end(137)
+    assert life.state is AgentState.FAILED
+
+    life.supervisor.request_wake(0, "mended")
+    await life.until(lambda: life.actuator.pid)
+    life.supervisor.attach(life.link, Hello(7))
+
+    told = [order.generation for order in life.link.orders]
+    assert told == [2, 1, 2]
+
+
+async def test_a_stream_that_was_replaced_proves_nothing(make):
+    """Only what the newest stream says counts."""
+    life = make()
+    kept = life.shelf.put(b"x")
+    await life.supervisor.start()
+    await life.until(lambda: life.actuator.pid)
+    newest = Link()
+    life.supervisor.attach(life.link, Hello(7))
+    life.supervisor.attach(newest, Hello(7))
+
+    for message in (RestoredMessage(1, kept.state_digest), ServingMessage()):
+        life.supervisor.heard(life.link, message)
+
+    assert life.state is WAKING
+    assert life.supervisor._life.restored is None
 
 
 async def test_a_process_that_cannot_be_stopped_stays_awake(make):
@@ -217,9 +344,7 @@ async def test_a_wake_between_kill_and_death_waits_for_the_death(make):
     await life.until(lambda: life.actuator.is_ending)
 
     life.supervisor.request_wake(0, "needed")
-    for _ in range(10):
-        life.clock.advance(0.1)
-        await asyncio.sleep(0.001)
+    await life.rest(1.0)
     assert life.actuator.done == ["spawn", "freeze", "kill"]
     assert life.state is WAKING
     life.actuator.end(137)
