@@ -20,6 +20,7 @@ from outrigger.core.errors import Invalid, OutriggerError, Refused
 from outrigger.core.events import CheckpointMoved, Payload
 from outrigger.core.tasks import describe
 from sidecar.checkpoints.encoder import Encoder, unknown_block
+from sidecar.checkpoints.heap import give_back
 from sidecar.checkpoints.limits import Limits, check_digest, check_state_size
 from sidecar.checkpoints.manifest import Manifest
 from sidecar.checkpoints.pack import PackWriter
@@ -295,6 +296,7 @@ class Save:
             self._shelf.tidy()
         except OutriggerError as error:
             self._say(describe("checkpoints.tidy", error))
+        give_back(self._raw_bytes)
 
     def _say(self, payload: Payload) -> None:
         self._loop.call_soon_threadsafe(self._workshop.publish, payload)

@@ -18,6 +18,7 @@ from outrigger.core.errors import Corrupt, NotFound, OutriggerError, Refused
 from outrigger.core.events import CheckpointMoved, Payload
 from outrigger.core.ids import check_agent_id
 from outrigger.core.tasks import describe
+from sidecar.checkpoints.heap import give_back
 from sidecar.checkpoints.limits import (
     Limits,
     check_digest,
@@ -294,6 +295,7 @@ class CheckpointStore:
                 yield await asyncio.wrap_future(jobs.popleft())
         while jobs:
             yield await asyncio.wrap_future(jobs.popleft())
+        await self._run(give_back, found.raw_size_bytes)
 
     async def _leave(self, shelf: Shelf) -> None:
         shelf.leave()
