@@ -23,9 +23,8 @@ from controller.rpc.answers import Answers
 from controller.rpc.connect import ConnectServicer
 from controller.rpc.dial import Dialer
 from controller.rpc.fleet import FleetServicer
-from controller.rpc.health import Health
 from controller.rpc.passthrough import Passthrough
-from controller.rpc.servers import ADMIN_SERVICES, Edge, admin_server, connect_server
+from controller.rpc.servers import Edge, admin_server, connect_server
 from controller.scheduler import Scheduler
 from controller.store.protocol import Kept, KnownAgent, Store
 from controller.store.sqlite import SqliteStore
@@ -35,6 +34,7 @@ from outrigger.core.clock import Clock, SystemClock
 from outrigger.core.errors import Transient
 from outrigger.core.event_log import EventLog
 from outrigger.core.events import Payload
+from outrigger.core.rpc.health import Health
 from outrigger.core.rpc.server import TlsFiles, bind
 from outrigger.core.state_dir import StateDirectory
 from outrigger.core.tasks import Tasks
@@ -87,8 +87,9 @@ class Controller:
         self._scheduler = Scheduler(store, kept.settings, defaults)
         self._commands = Commands(self.fleet, self.registry, clock)
         self._dialer = Dialer(config.tls, self._tasks)
-        self._health = Health(ADMIN_SERVICES)
-        self._admin = self._admin_server(state.token(names.ADMIN_TOKEN_FILE))
+        self._admin, self._health = self._admin_server(
+            state.token(names.ADMIN_TOKEN_FILE)
+        )
         self._connect = self._connect_server(state.token(names.JOIN_TOKEN_FILE))
 
     async def start(self) -> dict[str, str]:
@@ -131,7 +132,7 @@ class Controller:
         await self._tasks.close()
         await self._dialer.close()
 
-    def _admin_server(self, token: str) -> grpc.aio.Server:
+    def _admin_server(self, token: str) -> tuple[grpc.aio.Server, Health]:
         return admin_server(
             Edge(token, self._clock, self.events.publish, self._trail),
             servicer=FleetServicer(
@@ -150,7 +151,6 @@ class Controller:
                 dialer=self._dialer,
                 trail=self._trail,
             ),
-            health=self._health,
         )
 
     def _connect_server(self, token: str) -> grpc.aio.Server:

@@ -4,36 +4,23 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc.aio
-from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from controller.rpc import connect, fleet, passthrough
 from controller.rpc.connect import ConnectServicer
 from controller.rpc.fleet import FleetServicer
-from controller.rpc.health import Health
 from controller.rpc.passthrough import Passthrough
 from controller.trail import Trail
-from outrigger.core.access import Principal, RateLimit, Role, Rule, Tokens
+from outrigger.core.access import Principal, RateLimit, Role, Tokens
 from outrigger.core.clock import Clock
 from outrigger.core.rpc.chain import Chain, Policy
+from outrigger.core.rpc.health import Health
+from outrigger.core.rpc.public import PUBLIC_ACCESS, serve_public
 from outrigger.core.rpc.server import SERVER_OPTIONS
 from outrigger.core.tasks import Report
 from outrigger.v1 import connect_service_pb2_grpc, fleet_service_pb2_grpc
 
-_PUBLIC: Final[dict[str, Rule]] = {
-    method: Rule(public=True)
-    for method in (
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/List",
-        "/grpc.health.v1.Health/Watch",
-        f"/{reflection.SERVICE_NAME}/ServerReflectionInfo",
-    )
-}
-ADMIN_SERVICES: Final = frozenset(
-    {"outrigger.v1.FleetService", "grpc.health.v1.Health", reflection.SERVICE_NAME}
-    | passthrough.SERVICES
-)
-ADMIN_TABLE: Final = fleet.TABLE | passthrough.TABLE | _PUBLIC
+ADMIN_SERVICES: Final = frozenset({"outrigger.v1.FleetService"} | passthrough.SERVICES)
+ADMIN_TABLE: Final = fleet.TABLE | passthrough.TABLE | PUBLIC_ACCESS
 CONNECT_TABLE: Final = connect.TABLE
 
 _CHANGES_PER_S: Final = 500.0
@@ -58,9 +45,8 @@ def admin_server(
     *,
     servicer: FleetServicer,
     others: Passthrough,
-    health: Health,
-) -> grpc.aio.Server:
-    """Return the operators' server, not yet bound."""
+) -> tuple[grpc.aio.Server, Health]:
+    """Return the operators' server, not yet bound, and its health, to stop first."""
     policy = Policy(
         table=ADMIN_TABLE,
         tokens=Tokens({edge.token: Principal(Role.OPERATOR)}),
@@ -71,10 +57,8 @@ def admin_server(
     )
     server = grpc.aio.server(interceptors=[Chain(policy)], options=SERVER_OPTIONS)
     fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(sorted(ADMIN_SERVICES), server)
     server.add_generic_rpc_handlers((others,))
-    return server
+    return server, serve_public(server, ADMIN_SERVICES)
 
 
 def connect_server(edge: Edge, *, servicer: ConnectServicer) -> grpc.aio.Server:
