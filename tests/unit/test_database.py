@@ -336,6 +336,35 @@ async def test_a_copy_that_differs_is_not_taken(database):
     assert await database.read(words) == ["kept"]
 
 
+async def test_a_copy_that_reads_back_damaged_is_not_taken(database, monkeypatch):
+    """What the disk gives back counts, not what was written to it."""
+    for n in range(20):
+        await database.write(put(f"word {n}", size=3000))
+    database._failure = store_file.Failure(Transient, "STORE_FAILED", "tested")
+
+    def rot(handle, *_):
+        with Path(f"/proc/self/fd/{handle}").open("r+b") as file:
+            file.seek(8192)
+            file.write(bytes(8192))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_file.os, "posix_fadvise", rot)
+        with pytest.raises(Corrupt):
+            await database.reopen()
+    await database.reopen()
+
+    assert len(await database.read(words)) == 20
+
+
+async def test_an_answer_nobody_wants_any_more_is_dropped(database):
+    """The work is done; the neighbour's answer still comes."""
+    dropped = database.submit(put("one"))
+    dropped.cancel()
+    await database.write(put("two"))
+
+    assert await database.read(words) == ["one", "two"]
+
+
 async def test_reopening_goes_on_after_the_swap_failed(database, monkeypatch):
     """The old connections are gone by then; the finished copy is still the truth."""
     await database.write(put("kept"))
@@ -472,8 +501,16 @@ def test_a_path_that_cannot_be_a_file_is_unopenable(tmp_path):
         assert raised.value.reason == "STORE_UNOPENABLE"
 
 
-def test_a_file_in_place_of_the_folder_is_unopenable(tmp_path):
+def test_a_name_too_long_is_unopenable(tmp_path):
     """Errors of the operating system are named like SQLite's."""
+    with pytest.raises(Transient) as raised:
+        Database(tmp_path / ("x" * 300), SCHEMA)
+
+    assert raised.value.reason == "STORE_UNOPENABLE"
+
+
+def test_a_file_in_place_of_the_folder_is_unopenable(tmp_path):
+    """It is the same to its operator."""
     (tmp_path / "state").write_text("")
     with pytest.raises(Transient) as raised:
         Database(tmp_path / "state" / "words.db", SCHEMA)

@@ -15,6 +15,7 @@ from outrigger.core.errors import (
     Transient,
 )
 from outrigger.core.events import Alerted, ErrorSeen, LetterMoved
+from sidecar.letters import record
 from sidecar.letters.journal import SCHEMA, Journal, LetterFilter
 from sidecar.letters.table import Route
 from sidecar.policy.letter import LetterInput, LetterLimits, LetterState
@@ -774,6 +775,28 @@ async def test_a_failed_letter_that_is_really_gone_is_not_in_doubt(office):
 
     assert await counts(office) == (0, 0, 0, 0, 0, 0)
     assert (await office.journal.ledger()).in_doubt == 0
+
+
+async def test_only_what_waits_can_be_in_doubt(office):
+    """A letter that was acknowledged and has ended keeps its end."""
+    letter_id = await park(office)
+    office.db._doubt.add({letter_id})
+    await office.journal.recover()
+
+    assert await office.state(letter_id) == "parked"
+    assert (await office.journal.ledger()).in_doubt == 0
+
+
+async def test_a_record_of_a_newer_version_is_not_guessed_at(office):
+    """Its checksum is right and its words are unknown: it is not touched."""
+    letter = await office.journal.get(await office.take())
+    fields = list(record.row_of(letter)[:-1])
+    fields[fields.index("pending")] = "teleported"
+    row = (*fields, record._checksum(tuple(fields)))
+    with pytest.raises(Corrupt) as raised:
+        record.letter_of(row, None)
+
+    assert raised.value.reason == "LETTER_UNDECODABLE"
 
 
 async def test_a_full_disk_refuses_typed_and_takes_again_later(office):
