@@ -652,7 +652,7 @@ class AuditRecord(_message.Message):
     sequence: _builtins.int
     """Output only. Rises by one."""
     principal: _builtins.str
-    """Output only. Who: admin, sidecar, scheduler, or anonymous when refused."""
+    """Output only. Who: operator, sidecar, scheduler, or anonymous when refused."""
     method: _builtins.str
     """Output only. Full method name, or the scheduler's action."""
     subject: _builtins.str
