@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from outrigger.core.errors import Transient
+from outrigger.core.errors import Conflict, Transient
 from outrigger.core.events import ErrorSeen, Recovered, Transitioned
 from outrigger.core.tasks import describe
 from sidecar.agent.life import Life
@@ -119,10 +119,16 @@ class Machine:
         except Transient as error:
             self._life.ports.publish(describe("agent.epoch", error))
             return
-        ports = self._life.ports
-        _ = ports.tasks.spawn(
-            "agent.fence", ports.checkpoints.fence(self._life.agent_id, epoch)
-        )
+        _ = self._life.ports.tasks.spawn("agent.fence", self._fence(epoch))
+
+    async def _fence(self, epoch: int) -> None:
+        try:
+            await self._life.ports.checkpoints.fence(self._life.agent_id, epoch)
+        except Conflict:
+            # Fences are written on threads: a newer epoch's may come first, and
+            # then there is nothing left for this one to do.
+            if epoch == self._life.epoch:
+                raise
 
     def _report(
         self,

@@ -4,7 +4,7 @@ import asyncio
 from typing import Final
 
 from outrigger.core.errors import Refused
-from outrigger.core.events import Alerted, CheckpointMoved
+from outrigger.core.events import Alerted
 from sidecar.agent.life import Feed, Life
 from sidecar.agent.messages import PrepareSleep, SaveState
 from sidecar.agent.ports import Actuator, SleepMode
@@ -93,9 +93,6 @@ class Sleeping:
             )
         life.know(manifest)
         life.verified = True
-        life.ports.publish(
-            CheckpointMoved(generation=manifest.generation, action="verified")
-        )
         if life.has_new_work or life.is_busy:
             self._feed(Input.ACTIVITY, _NEW_WORK)
         else:

@@ -124,9 +124,6 @@ class Waking:
         life.restoring = None
         if restored == Restored(expected.generation, expected.state_digest):
             life.restored = restored
-            life.ports.publish(
-                CheckpointMoved(generation=expected.generation, action="restored")
-            )
             self._feed(Input.RESTORED_OK, f"generation {expected.generation}")
             return
         error = Conflict(

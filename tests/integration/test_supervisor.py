@@ -10,7 +10,7 @@ from sidecar.agent.ports import SleepMode
 from sidecar.agent.processes import read_stat
 from sidecar.policy.agent import AgentState
 from sidecar.policy.lifecycle import RestartLimits
-from tests.support.agent_rig import Rig, is_alive, kill, wait_for
+from tests.support.agent_rig import DiskRig, Rig, is_alive, kill, wait_for
 
 HELD = 60.0
 """Seconds; longer than any test runs."""
@@ -49,6 +49,29 @@ async def test_three_nights_in_a_row_lose_nothing(tmp_path):
     one_night = ["quiescing", "checkpointing", "frozen", "asleep", "waking", "awake"]
     assert rig.moves() == ["waking", "awake", *one_night * 3]
     assert rig.errors() == []
+
+
+async def test_nights_with_the_real_store_on_disk(tmp_path):
+    """The same over files, and once more by the next sidecar."""
+    async with DiskRig(tmp_path) as rig:
+        await rig.begin()
+        for night in (1, 2):
+            number = await rig.say("add 7")
+            asleep = await fall_asleep(rig)
+            assert asleep.generation == night
+            rig.supervisor.request_wake(0, "test")
+            await rig.until(AgentState.AWAKE)
+            assert await rig.say("get") == number
+        await fall_asleep(rig)
+        assert rig.errors() == []
+
+    async with DiskRig(tmp_path) as rig:
+        await rig.supervisor.start()
+        assert rig.state is AgentState.ASLEEP
+        rig.supervisor.request_wake(0, "test")
+        awake = await rig.until(AgentState.AWAKE)
+        assert await rig.say("get") == number
+        assert awake.woken_digest == awake.state_digest
 
 
 async def test_a_wake_while_quiescing_gives_the_sleep_up(tmp_path):

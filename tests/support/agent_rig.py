@@ -29,6 +29,8 @@ from sidecar.agent.processes import read_stat
 from sidecar.agent.records import SCHEMA, LifecycleRecords
 from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
+from sidecar.checkpoints.store import CheckpointStore
+from sidecar.checkpoints.transfer import CheckpointServicer
 from sidecar.policy.agent import AgentState
 from sidecar.policy.lifecycle import RestartLimits
 from tests.support.checkpoint_shelf import CheckpointShelf
@@ -81,6 +83,7 @@ class Rig:
         return self.events.publish(payload)
 
     async def __aenter__(self):
+        await self.make_store()
         self.database = Database(self.folder / "sidecar.db", SCHEMA)
         self.supervisor = Supervisor(
             "a1",
@@ -95,9 +98,18 @@ class Rig:
         self.server = await self.serve()
         return self
 
+    async def make_store(self):
+        self.store = self.shelf
+
+    def checkpoint_servicer(self):
+        return self.shelf
+
+    async def close_store(self):
+        pass
+
     def ports(self):
         return SupervisorPorts(
-            checkpoints=self.shelf,
+            checkpoints=self.store,
             leases=self.leases,
             publish=self.publish,
             clock=self.clock,
@@ -137,7 +149,7 @@ class Rig:
             tasks=self.tasks,
         )
         add_AttachServiceServicer_to_server(servicer, server)
-        add_CheckpointServiceServicer_to_server(self.shelf, server)
+        add_CheckpointServiceServicer_to_server(self.checkpoint_servicer(), server)
         server.add_insecure_port(self.api)
         await server.start()
         return server
@@ -146,6 +158,7 @@ class Rig:
         await self.supervisor.stop()
         await self.server.stop(0)
         await self.tasks.close()
+        await self.close_store()
         await self.database.close()
         assert "NO_SUCH_MOVE" not in self.errors()
 
@@ -201,6 +214,23 @@ class Rig:
             for payload in self.seen
             if type(payload).__name__ == "ErrorSeen"
         ]
+
+
+class DiskRig(Rig):
+    """The same with the real checkpoint store, on disk."""
+
+    async def make_store(self):
+        self.store = CheckpointStore(
+            self.folder / "checkpoints", clock=self.clock, publish=self.publish
+        )
+
+    def checkpoint_servicer(self):
+        return CheckpointServicer(
+            self.store, agent_id="a1", on_saved=self.supervisor.checkpoint_saved
+        )
+
+    async def close_store(self):
+        await self.store.close()
 
 
 async def wait_for(condition, within_s=15.0):

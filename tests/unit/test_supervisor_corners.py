@@ -442,6 +442,33 @@ async def test_without_a_disk_crashes_are_mended_and_sleeps_refused(make):
     del life.supervisor._records.store
 
 
+async def test_fences_may_be_written_out_of_order(make):
+    """A newer epoch's fence makes an older one's needless, and nobody is alarmed."""
+    life = make()
+    await life.up()
+    order = []
+
+    async def fence(_agent_id, epoch):
+        if epoch == 2:
+            await life.until(lambda: 3 in order)
+            raise Conflict("STALE_EPOCH", "3 is fenced already")
+        order.append(epoch)
+
+    life.shelf.fence = fence
+    life.supervisor.request_sleep(0, "test")
+    life.supervisor.request_wake(0, "needed")
+    await life.until(lambda: not len(life.tasks))
+    assert life.reasons() == []
+
+    async def fenced_by_another(_agent_id, _epoch):
+        raise Conflict("STALE_EPOCH", "99 is fenced already")
+
+    life.shelf.fence = fenced_by_another
+    life.supervisor.request_sleep(0, "test")
+    await life.until(life.reasons)
+    assert set(life.reasons()) == {"STALE_EPOCH"}
+
+
 async def test_the_former_process_is_on_record_as_soon_as_it_runs(make):
     """A sidecar killed right after a start leaves the next one a trace."""
     first = make()
