@@ -43,6 +43,7 @@ from sidecar.call.guard import CallGuard, GuardSettings
 from sidecar.call.metadata import without_credentials
 from sidecar.call.records import CircuitKeeper, CircuitRecords
 from sidecar.call.routes import Routes, Upstream
+from sidecar.checkpoints.heap import bound_arenas
 from sidecar.checkpoints.limits import Limits
 from sidecar.checkpoints.manifest import Manifest
 from sidecar.checkpoints.store import CheckpointStore
@@ -579,6 +580,7 @@ async def run(config: SidecarConfig, *, announce: Announce = _say) -> int:
     Raises:
         OutriggerError: it cannot start; the message says why.
     """
+    bound_arenas()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
