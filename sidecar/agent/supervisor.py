@@ -7,15 +7,16 @@ state cancels its steps, so an answer never meets a state that did not ask for i
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
-from outrigger.core.errors import Bug, Conflict, Refused
+from outrigger.core.errors import Conflict, Refused
 from sidecar.agent.actuators import OnExit
+from sidecar.agent.effects import Effects
 from sidecar.agent.hearing import Hearing
 from sidecar.agent.life import Life
 from sidecar.agent.machine import Machine
-from sidecar.agent.messages import Hello, Link, Message, Resume, Stop
+from sidecar.agent.messages import Hello, Link, Message, Stop
 from sidecar.agent.ports import (
     Actuator,
     ManifestView,
@@ -24,11 +25,10 @@ from sidecar.agent.ports import (
     SupervisorSettings,
 )
 from sidecar.agent.records import Epochs, LifecycleRecords, Recorder
-from sidecar.agent.sleeping import Sleeping
 from sidecar.agent.steps import Steps
 from sidecar.agent.waking import Waking
 from sidecar.policy.agent import AgentSnapshot, AgentState
-from sidecar.policy.lifecycle import Effect, Exit, Input, judge_exit
+from sidecar.policy.lifecycle import Exit, Input, judge_exit
 
 _FALLING_ASLEEP: Final = frozenset(
     {AgentState.QUIESCING, AgentState.CHECKPOINTING, AgentState.FROZEN}
@@ -72,11 +72,13 @@ class Supervisor:
         self._steps = Steps(ports.tasks)
         self._recorder = Recorder(records, self._life.epochs, ports.tasks)
         self._machine = Machine(self._life, self._steps, self._recorder)
-        self._machine.effects = self._effects()
         feed = self._machine.feed
-        self._sleeping = Sleeping(self._life, feed)
-        self._waking = Waking(self._life, feed)
-        self._hearing = Hearing(self._life, self._waking, self._machine)
+        waking = Waking(self._life, feed)
+        self._hearing = Hearing(self._life, waking, self._machine)
+        self._effects = Effects(
+            self._life, self._steps, feed, waking=waking, hearing=self._hearing
+        )
+        self._machine.effects = self._effects.table()
         self._stopping = False
         self.child_exited: asyncio.Future[int] = (
             asyncio.get_running_loop().create_future()
@@ -262,96 +264,6 @@ class Supervisor:
                 f"agent {life.agent_id} is restoring generation"
                 f" {life.restoring.generation}: ask again when it has done so",
             )
-
-    def _effects(self) -> dict[Effect, Callable[[str], None]]:
-        """Return who performs which effect."""
-        return {
-            Effect.ASK_QUIESCE: self._ask_quiesce,
-            Effect.ASK_SAVE: lambda _: self._run(
-                "work", self._sleeping.save(), Input.SAVE_FAILED
-            ),
-            Effect.FREEZE: self._freeze,
-            Effect.KEEP_FROZEN: lambda _: self._run(
-                "work", self._sleeping.keep_frozen(), Input.ACTIVITY
-            ),
-            Effect.RELEASE: self._release,
-            Effect.THAW: self._thaw,
-            Effect.AWAIT_THAW: self._await_thaw,
-            Effect.RESUME: lambda why: self._life.send(Resume(self._life.epoch, why)),
-            Effect.START: lambda _: self._start(0.0),
-            Effect.RESTART: lambda _: self._start(self._pause_s()),
-            Effect.AWAIT_AGENT: self._await_agent,
-            Effect.WELCOME: lambda _: self._hearing.welcome(),
-            Effect.AWAIT_SERVING: self._await_serving,
-            Effect.FALL_BACK: self._fall_back,
-            Effect.KILL: self._kill,
-        }
-
-    def _run(self, slot: str, work: Coroutine[Any, Any, None], failed: Input) -> None:
-        feed = self._machine.feed
-        self._steps.run(slot, work, lambda error: feed(failed, str(error), error))
-
-    def _ask_quiesce(self, _: str) -> None:
-        self._life.begin_sleep()
-        self._run("work", self._sleeping.quiesce(), Input.TIMED_OUT)
-
-    def _freeze(self, _: str) -> None:
-        self._actuator.freeze()
-        step = self._sleeping.confirm_frozen(self._actuator)
-        self._run("work", step, Input.FREEZE_FAILED)
-
-    def _release(self, _: str) -> None:
-        self._life.forget_link()
-        self._actuator.kill()
-        self._run("work", self._sleeping.watch_release(), Input.ACTIVITY)
-
-    def _thaw(self, _: str) -> None:
-        if not self._actuator.is_ending:
-            self._actuator.thaw()
-
-    def _await_thaw(self, _: str) -> None:
-        self._arm(0.0)
-        step = self._waking.confirm_thawed(self._actuator)
-        self._run("work", step, Input.TIMED_OUT)
-
-    def _start(self, pause_s: float) -> None:
-        self._steps.cancel("ready")
-        self._arm(pause_s)
-        step = self._waking.start(self._actuator, pause_s)
-        self._run("work", step, Input.START_FAILED)
-
-    def _await_agent(self, _: str) -> None:
-        if self._life.restore is None:
-            self._await_serving("")
-
-    def _await_serving(self, _: str) -> None:
-        self._run("ready", self._waking.await_ready(), Input.TIMED_OUT)
-
-    def _fall_back(self, _: str) -> None:
-        self._life.forget_link()
-        self._steps.cancel("ready")
-        self._arm(0.0)
-        step = self._waking.fall_back(self._actuator)
-        self._run("work", step, Input.EXHAUSTED)
-
-    def _kill(self, _: str) -> None:
-        self._life.forget_link()
-        if self._actuator.pid:
-            self._actuator.kill()
-
-    def _arm(self, extra_s: float) -> None:
-        limit_s = self._life.settings.wake_timeout_s + extra_s
-        self._run("deadline", self._waking.deadline(limit_s), Input.TIMED_OUT)
-
-    def _pause_s(self) -> float:
-        limits = self._life.settings.restart
-        return limits.pause_s(self._life.crashes, self._life.ports.rng.draw())
-
-    @property
-    def _actuator(self) -> Actuator:
-        if self._life.actuator is None:
-            raise Bug("NO_ACTUATOR", "an agent that attaches by itself was moved")
-        return self._life.actuator
 
     def _ended(self, code: int, ended_by_us: bool) -> None:  # noqa: FBT001 - as OnExit
         """Take the end of the process, and of everything it had started."""

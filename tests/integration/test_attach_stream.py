@@ -363,7 +363,6 @@ async def test_what_accepts_and_what_does_not(tmp_path):
 async def test_a_table_that_would_move_a_strangers_agent_is_a_defect(rig):
     """Effects on processes need an actuator; without one they raise."""
     with pytest.raises(Bug) as raised:
-        rig.supervisor._start(0.0)
+        rig.supervisor._effects._kill("")
 
     assert raised.value.reason == "NO_ACTUATOR"
-    rig.supervisor._steps.cancel_all()
