@@ -19,7 +19,7 @@ async def keep_open(
     while True:
         failure = database.failure
         if failure is not None:
-            publish(Alerted(name="store-failed", message=failure.message))
+            publish(Alerted(name="STORE_FAILED", message=failure.message))
             began = clock.monotonic()
             if not await _reopened(database, clock, publish):
                 return
@@ -39,7 +39,7 @@ async def _reopened(
         except Refused:
             return False
         except OutriggerError as error:
-            publish(Alerted(name="store-not-reopened", message=error.message))
+            publish(Alerted(name="STORE_NOT_REOPENED", message=error.message))
         else:
             return True
         await clock.sleep(pause_s)

@@ -286,7 +286,7 @@ class Delivery:
             self._denied.add(key)
             self._publish(
                 Alerted(
-                    name="letters-held",
+                    name="LETTERS_HELD",
                     message=f"{route.upstream} answered {reason} to a letter for"
                     f" {route.method} ({message}): its letters are held; mend the"
                     " credentials, then redrive them",

@@ -164,7 +164,7 @@ class Journal:
         self._refused[error.reason] = self._refused.get(error.reason, 0) + 1
         if error.reason in _FULL and not self._alerted:
             self._alerted = True
-            self._publish(Alerted(name="letters-refused", message=error.message))
+            self._publish(Alerted(name="LETTERS_REFUSED", message=error.message))
 
     # Looking.
 

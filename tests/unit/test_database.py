@@ -613,7 +613,7 @@ async def test_the_keeper_reopens_and_says_so(database):
     await tasks.close()
 
     assert [type(event) for event in seen] == [Alerted, Alerted, Recovered]
-    assert [event.name for event in seen[:2]] == ["store-failed", "store-not-reopened"]
+    assert [event.name for event in seen[:2]] == ["STORE_FAILED", "STORE_NOT_REOPENED"]
     assert seen[2].elapsed_s == 1
 
 

@@ -313,7 +313,7 @@ async def test_a_denial_holds_the_whole_method_and_alerts_once(scene):
     held = await scene.states()
     await scene.office.take(code=0, method="/p.S/D")
     await scene.settle(5)
-    alerts = len(scene.named(Alerted, "letters-held"))
+    alerts = len(scene.named(Alerted, "LETTERS_HELD"))
     scene.answer = lambda letter: answered(0)
     await scene.office.journal.redrive(LetterFilter(method="/p.S/D"), everything=False)
     await scene.until(scene.all_delivered, 20)

@@ -203,7 +203,7 @@ async def test_a_full_journal_refuses_and_trims_nothing(tmp_path, limits):
 
         assert [letter.letter_id for letter in found.letters] == kept
         alerts = [event for event in office.events if isinstance(event, Alerted)]
-        assert [alert.name for alert in alerts] == ["letters-refused"] * 2
+        assert [alert.name for alert in alerts] == ["LETTERS_REFUSED"] * 2
         assert (await office.journal.ledger()).refused == {"JOURNAL_FULL": 4}
 
 
@@ -762,7 +762,7 @@ async def test_doubt_is_settled_at_the_next_start_too(tmp_path):
         assert await office.state(draft.letter_id) == "held"
         assert await counts(office) == (1, 0, 0, 0, 0, 1)
 
-    assert alerts == ["letters-refused"]
+    assert alerts == ["LETTERS_REFUSED"]
 
 
 async def test_a_failed_letter_that_is_really_gone_is_not_in_doubt(office):
