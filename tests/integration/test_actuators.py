@@ -64,6 +64,15 @@ async def make(tmp_path):
         await actuator.stop(0)
 
 
+@pytest.fixture
+def strays():
+    """Processes that must not outlive a test that fails."""
+    pids = []
+    yield pids
+    for pid in pids:
+        kill(pid)
+
+
 async def read_pid(path):
     """Wait for a process to write its number."""
     await wait_for(lambda: path.exists() and path.read_text().strip())
@@ -122,11 +131,12 @@ async def test_an_end_of_its_own_is_told_with_its_code(make):
     assert actuator.exits == [(7, False)]
 
 
-async def test_what_the_agent_leaves_behind_is_ended_first(make, tmp_path):
+async def test_what_the_agent_leaves_behind_is_ended_first(make, tmp_path, strays):
     """The end is told only when nothing of the session is left, frozen or not."""
     actuator = make(BREEDER, PIDFILE=str(tmp_path / "pid"))
     pid = actuator.spawn()
     child = await read_pid(tmp_path / "pid")
+    strays.append(child)
     actuator.freeze()
     await actuator.wait_frozen()
     assert processes.read_stat(child).is_stopped
@@ -195,13 +205,14 @@ async def test_one_that_cannot_be_killed_is_said(make, monkeypatch):
 
 
 @pytest.mark.parametrize("habit", ["running", "frozen"])
-async def test_the_agent_dies_with_its_sidecar(habit):
+async def test_the_agent_dies_with_its_sidecar(habit, strays):
     """Kill -9 of the parent ends the child, and a stopped child too."""
     parent = subprocess.Popen(
         [sys.executable, "-P", "-c", PARENT, habit], stdout=subprocess.PIPE, text=True
     )
     with parent:
         pid = int(parent.stdout.readline())
+        strays.append(pid)
         assert is_alive(pid)
         assert processes.read_stat(pid).is_stopped == (habit == "frozen")
 
@@ -222,12 +233,13 @@ def leader_and_child(folder, *, marker="OUTRIGGER_AGENT_ID=a1"):
     return leader, path
 
 
-async def test_what_a_former_sidecar_left_is_ended(make, tmp_path):
+async def test_what_a_former_sidecar_left_is_ended(make, tmp_path, strays):
     """A whole session by its living leader, or what is left of it by its marker."""
     actuator = make(OUTRIGGER_AGENT_ID="a1")
     for leader_first in (False, True):
         leader, path = leader_and_child(tmp_path)
         child = await read_pid(path)
+        strays += [leader.pid, child]
         former = processes.identify(leader.pid)
         if leader_first:
             leader.kill()
@@ -264,11 +276,14 @@ async def test_strangers_are_not_ended(make, tmp_path):
         leader.wait()
 
 
-async def test_leftovers_that_cannot_be_ended_are_said(make, tmp_path, monkeypatch):
+async def test_leftovers_that_cannot_be_ended_are_said(
+    make, tmp_path, monkeypatch, strays
+):
     """The agent is not started beside its own former life."""
     actuator = make(OUTRIGGER_AGENT_ID="a1")
     leader, path = leader_and_child(tmp_path)
     child = await read_pid(path)
+    strays += [leader.pid, child]
     monkeypatch.setattr(actuators, "_LEFTOVER_LOOKS", 2)
     with monkeypatch.context() as without:
         without.setattr(processes, "send_signal", lambda *_: None)
