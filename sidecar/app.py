@@ -45,7 +45,6 @@ from sidecar.call.records import CircuitKeeper, CircuitRecords
 from sidecar.call.routes import Routes, Upstream
 from sidecar.checkpoints.heap import bound_arenas
 from sidecar.checkpoints.limits import Limits
-from sidecar.checkpoints.manifest import Manifest
 from sidecar.checkpoints.store import CheckpointStore
 from sidecar.checkpoints.transfer import CheckpointServicer
 from sidecar.config import SidecarConfig
@@ -330,7 +329,9 @@ class Sidecar:
                 tasks=self._tasks,
             ),
             checkpoints=CheckpointServicer(
-                self._checkpoints, agent_id=agent_id, on_saved=self._saved
+                self._checkpoints,
+                agent_id=agent_id,
+                on_saved=self._supervisor.checkpoint_saved,
             ),
             circuits=CircuitServicer(self._guard, clock),
             letters=LetterServicer(
@@ -465,9 +466,6 @@ class Sidecar:
     def _upstream_ready(self, name: str) -> None:
         self._guard.connection_ready(name, self._clock.monotonic())
         self._delivery.nudge(name)
-
-    def _saved(self, manifest: Manifest, _epoch: int) -> None:
-        self._supervisor.checkpoint_saved(manifest)
 
     def _agent_moved(self) -> None:
         self._doorway.agent_moved(self._inbound)

@@ -58,6 +58,8 @@ class Tasks:
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # A task cancelled before its first step would leave `work` never awaited.
+        task.add_done_callback(lambda _: work.close())
         return task
 
     def spawn_forever(

@@ -1,4 +1,5 @@
 import asyncio
+import inspect
 import itertools
 
 import pytest
@@ -143,3 +144,17 @@ async def test_finish_passes_its_own_cancellation_on():
     with pytest.raises(asyncio.CancelledError):
         await outer
     assert ended == [True]
+
+
+async def test_a_task_cancelled_before_it_began_leaves_nothing_behind():
+    """Its coroutine is closed, not left to be complained about later."""
+    tasks = Tasks(lambda _: None, SystemClock())
+
+    async def never():
+        raise AssertionError
+
+    work = never()
+    tasks.spawn("x", work).cancel()
+    await tasks.close()
+
+    assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED
