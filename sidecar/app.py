@@ -113,6 +113,13 @@ class Sidecar:
         self._delivery = self._make_delivery()
         self._leases = KeepAwakeLeases(new_instance_id)
         self._addresses = agent_pb2.SidecarAddresses()
+        self._agent_environment = {
+            **config.environment,
+            names.ENV_AGENT_ID: config.agent_id,
+            names.ENV_API: f"unix:{state.path / names.API_SOCKET}",
+            names.ENV_TOKEN: self._agent_token,
+        }
+        """Read at each start of the agent; the outbound address joins when bound."""
         self._supervisor = self._make_supervisor()
         self._doorway = Doorway(
             self._supervisor, connect=self._connect_app, tasks=self._tasks
@@ -266,14 +273,9 @@ class Sidecar:
         return supervisor
 
     def _make_actuator(self, on_exit: OnExit) -> ProcessActuator:
-        environment = {
-            **self._config.environment,
-            names.ENV_AGENT_ID: self._config.agent_id,
-            names.ENV_API: f"unix:{self._state.path / names.API_SOCKET}",
-            names.ENV_OUTBOUND: self._addresses.outbound,
-            names.ENV_TOKEN: self._agent_token,
-        }
-        command = Command(words=self._config.command, environment=environment)
+        command = Command(
+            words=self._config.command, environment=self._agent_environment
+        )
         return ProcessActuator(command, clock=self._clock, on_exit=on_exit)
 
     def _make_meter(self) -> Meter:
@@ -412,6 +414,7 @@ class Sidecar:
         self._addresses.api = api
         self._addresses.api_tcp = api_tcp
         self._addresses.outbound = self._wire.addresses[0]
+        self._agent_environment[names.ENV_OUTBOUND] = self._addresses.outbound
         if config.inbound is not None:
             self._addresses.inbound = self._inbound_wire.addresses[0]
         await self._api.start()

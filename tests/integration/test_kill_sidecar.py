@@ -154,4 +154,23 @@ def test_sigterm_ends_it_cleanly_and_the_childs_code_is_its_own(stack):
         *("--outbound", "127.0.0.1:0", "--api", "127.0.0.1:0"),
         *("--", "sh", "-c", "exit 7"),
     )
-    assert ending.process.wait(20) == 7
+    assert ending.process.wait(60) == 7
+
+
+def test_the_agent_inherits_what_it_needs_to_find_its_sidecar(stack):
+    """Id, API, outbound relay and token are in its environment."""
+    inherited = stack.folder / "env"
+    sidecar = stack.sidecar(
+        "a",
+        upstream="127.0.0.1:1",
+        command=("sh", "-c", f"env >{inherited}.new; mv {inherited}.new {inherited}"),
+    )
+    found = dict(
+        line.partition("=")[::2]
+        for line in wait_for(inherited.read_text, "the environment").splitlines()
+    )
+
+    assert found["OUTRIGGER_AGENT_ID"] == "a"
+    assert found["OUTRIGGER_API"] == sidecar.addresses["api"]
+    assert found["OUTRIGGER_OUTBOUND"] == sidecar.addresses["outbound"]
+    assert found["OUTRIGGER_TOKEN"] == (sidecar.state / "token").read_text().strip()
