@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from sidecar.call.descriptor import Go, Origin, Outcome, Trailers
+from sidecar.call.descriptor import Go, Outcome, Trailers
 from sidecar.wire import local
 from sidecar.wire.caller import Caller, CallerGone, settled
 from sidecar.wire.parts import Parts
@@ -27,8 +27,6 @@ UpstreamCall = Any
 _DEADLINE_EXCEEDED: Final = 4
 _TIMER_SLACK_S: Final = 0.02
 _YIELDS: Final = 3
-_FROM_CALLER_ONLY: Final = frozenset({"user-agent"})
-"""Metadata that the library makes anew for every call."""
 
 
 class Attempt:
@@ -66,7 +64,7 @@ class Attempt:
             CallerGone: the response cannot be passed on.
             asyncio.CancelledError: the caller went away.
         """
-        metadata = tuple(p for p in self._go.metadata if p[0] not in _FROM_CALLER_ONLY)
+        metadata = tuple(self._go.metadata)
         key = local.illegal(metadata)
         if key is not None:
             return local.outcome(local.illegal_request(key))
@@ -82,7 +80,7 @@ class Attempt:
         return Outcome(
             _DEADLINE_EXCEEDED,
             "the caller's deadline has passed",
-            self._origin(_DEADLINE_EXCEEDED, (), timed_out=True),
+            self._handle.origin(_DEADLINE_EXCEEDED, (), self._mark, timed_out=True),
             self._is_committed,
         )
 
@@ -165,12 +163,12 @@ class Attempt:
 
     async def _outcome(self, code: int, message: str, trailers: Trailers) -> Outcome:
         await self._decided()
-        origin = self._origin(code, trailers, timed_out=self._has_timed_out())
+        timed_out = self._has_timed_out()
+        origin = await self._handle.judge(
+            code, trailers, self._mark, self._clock, timed_out=timed_out
+        )
         legal = _legal(trailers)
         return Outcome(code, message, origin, self._is_committed, legal)
-
-    def _origin(self, code: int, trailers: Trailers, *, timed_out: bool) -> Origin:
-        return self._handle.origin(code, trailers, self._mark, timed_out=timed_out)
 
     def _has_timed_out(self) -> bool:
         limit_s = self._go.timeout_s

@@ -98,6 +98,14 @@ async def test_deadline_with_a_retry_in_mind_is_cancelled(relay):
     assert len(relay.guard.outcomes) == 1
 
 
+async def test_deadline_between_two_attempts_is_cancelled(relay):
+    """An attempt that has ended is not ended once more by the deadline."""
+    relay.guard.on_ended = lambda outcome: Retry(30.0)
+    await relay.fails("Status", b"14 x", timeout=0.1)
+    await until(lambda: relay.guard.cancels)
+    assert len(relay.guard.outcomes) == 1
+
+
 async def test_cancel_between_two_attempts(relay):
     """A caller that goes during the pause before a retry gets no further attempt."""
     relay.guard.on_ended = lambda outcome: Retry(30.0)
@@ -239,9 +247,25 @@ async def test_open_streams_are_listed_with_their_last_message():
         await call.write(b"x")
         await call.read()
         (first,) = relay.wire.open_streams()
+        hanging = relay.channel.unary_unary(SERVICE + "Hang")(b"x")
+        await until(lambda: len(relay.guard.calls) == 2)
+        assert len(relay.wire.open_streams()) == 1
+        hanging.cancel()
         await call.write(b"y")
         await call.read()
         assert relay.wire.open_streams()[0] > first
         await call.done_writing()
         await call.code()
         await until(lambda: relay.wire.open_streams() == ())
+
+
+async def test_committed_stream_keeps_nothing(relay):
+    """Once something was passed on, what was sent is not kept any more."""
+    call = relay.stream("Echo")
+    for _ in range(5):
+        await call.write(b"x" * 1000)
+        await call.read()
+    (caller,) = relay.wire._open
+    assert list(caller.replay._messages) == []
+    await call.done_writing()
+    await call.code()

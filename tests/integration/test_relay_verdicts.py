@@ -123,6 +123,20 @@ async def test_retry_replays_a_stream(relay):
     assert relay.echo.requests == [[b"a", b"b", b"c"]] * 3
 
 
+async def test_more_than_is_kept_may_come_between_attempts(relay):
+    """What overflows the buffer during the pause reaches the next attempt whole."""
+    relay.echo.fail_first = 1
+    relay.guard.on_ended = retry(1, 0.2)
+    call = relay.stream("Flaky", timeout=10)
+    await call.write(b"first")
+    await until(lambda: relay.guard.outcomes)
+    await call.write(b"x" * 20_000)
+    await call.write(b"last")
+    await call.done_writing()
+    assert await call.read() == b"first|" + b"x" * 20_000 + b"|last"
+    assert await call.read() is grpc.aio.EOF
+
+
 async def test_request_beyond_the_buffer_is_committed(relay):
     """What was not kept cannot be sent again, and the guard hears so."""
     relay.echo.fail_first = 1
@@ -330,6 +344,7 @@ async def test_parked_call_goes_on(relay):
     for wait in parked:
         relay.wire.resolve(wait.token, Resumed())
     assert await asyncio.gather(*calls) == [b"0", b"1", b"2", b"3", b"4"]
+    assert relay.wire._parts.parked == {}
 
 
 async def test_parked_call_may_be_resolved_while_it_is_parked(relay):
@@ -338,7 +353,7 @@ async def test_parked_call_may_be_resolved_while_it_is_parked(relay):
     assert await relay.unary("Echo", b"at once") == b"at once"
 
 
-async def test_parked_call_may_be_given_up(relay):
+async def test_parked_call_may_be_given_up(relay, caplog):
     """A call whose wait was in vain gets the answer it is given."""
     parked = park(relay)
     call = relay.channel.unary_unary(SERVICE + "Echo")(b"x")
@@ -348,6 +363,7 @@ async def test_parked_call_may_be_given_up(relay):
     relay.wire.resolve(parked[0].token, Resumed())
     assert await call.code() is grpc.StatusCode.UNAVAILABLE
     assert await call.details() == "no agent"
+    assert caplog.records == []
 
 
 async def test_stop_gives_parked_calls_up(relay):

@@ -100,7 +100,19 @@ async def test_upstream_that_comes_back_is_found(tmp_path, kind):
         assert relay.guard.outcomes[-1].origin is Origin.TRANSPORT
         relay.server, _ = await start(relay.echo, relay.target)
         await until(lambda: relay.ready == ["up", "up"])
+        assert relay.targets.get("up").drops == 1
         assert await relay.unary("Echo", b"back") == b"back"
+
+
+async def test_return_is_noticed_without_any_call():
+    """A channel that lost its upstream looks for it by itself."""
+    async with open_relay() as relay:
+        await until(lambda: relay.ready == ["up"])
+        await stopped(relay.server)
+        await until(lambda: relay.targets.get("up").drops == 1)
+        relay.server, _ = await start(relay.echo, relay.target)
+        await until(lambda: relay.ready == ["up", "up"])
+        assert relay.guard.calls == []
 
 
 async def test_upstream_that_was_never_there_is_a_transport_failure():
