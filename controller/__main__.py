@@ -8,9 +8,8 @@ import sys
 
 from controller.app import run
 from controller.config import from_args
-from outrigger.core.errors import Denied, Invalid, OutriggerError, Transient
-
-_EXIT_CODES = ((Denied, 4), (Invalid, 2), (Transient, 3))
+from outrigger.core.errors import OutriggerError
+from outrigger.core.exits import exit_code
 
 
 def _announce(addresses: dict[str, str]) -> None:
@@ -26,7 +25,7 @@ def main() -> int:
         return asyncio.run(run(config, announce=_announce))
     except OutriggerError as error:
         sys.stderr.write(f"{error.reason}: {error.message}\n")
-        return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
+        return exit_code(error)
 
 
 if __name__ == "__main__":

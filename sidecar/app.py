@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -27,7 +27,6 @@ from outrigger.core.state_dir import StateDirectory
 from outrigger.core.tasks import Tasks
 from outrigger.v1 import agent_pb2
 from sidecar import credentials
-from sidecar.agent import records as agent_records
 from sidecar.agent.actuators import Command, OnExit, ProcessActuator
 from sidecar.agent.app_port import accepts
 from sidecar.agent.doorway import Doorway
@@ -37,7 +36,6 @@ from sidecar.agent.ports import SleepMode, SupervisorPorts, SupervisorSettings
 from sidecar.agent.records import LifecycleRecords
 from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
-from sidecar.call import records as circuit_records
 from sidecar.call.descriptor import Answer, Metadata, Resolution
 from sidecar.call.guard import CallGuard, GuardSettings
 from sidecar.call.metadata import without_credentials
@@ -48,7 +46,7 @@ from sidecar.checkpoints.limits import Limits
 from sidecar.checkpoints.store import CheckpointStore
 from sidecar.checkpoints.transfer import CheckpointServicer
 from sidecar.config import SidecarConfig
-from sidecar.letters import journal as journal_module
+from sidecar.ending import Step, end_all
 from sidecar.letters.census import LetterCensus
 from sidecar.letters.delivery import Delivery
 from sidecar.letters.journal import Journal
@@ -62,6 +60,7 @@ from sidecar.rpc.letters import LetterServicer
 from sidecar.rpc.server import Keys, Servicers, api_server
 from sidecar.rpc.sidecar import SidecarServicer
 from sidecar.rpc.status import Status
+from sidecar.schema import schema
 from sidecar.wire.grpcio import GrpcioWire, Listener
 from sidecar.wire.protocol import Sent
 from sidecar.wire.upstreams import UpstreamChannels
@@ -95,6 +94,8 @@ class Sidecar:
         self._config = config
         self._state = state
         self._clock = clock
+        self._has_recovered = False
+        self._has_agent = False
         self._rng = SystemRng()
         self._database = database
         self._events = EventLog(agent_id=config.agent_id, clock=clock)
@@ -164,7 +165,7 @@ class Sidecar:
 
     def _make_checkpoints(self) -> CheckpointStore:
         return CheckpointStore(
-            self._state.path / _CHECKPOINTS,
+            self._state.folder(_CHECKPOINTS),
             clock=self._clock,
             limits=Limits(quota_bytes=self._config.checkpoint_quota_bytes),
             publish=self._publish,
@@ -365,6 +366,7 @@ class Sidecar:
         """
         await self._journal.recover()
         await self._circuits.recover()
+        self._has_recovered = True
         await self._census.count()
         await self._channels.start()
         await self._wire.start()
@@ -374,6 +376,7 @@ class Sidecar:
         addresses = await self._listen_api()
         self._spawn_loops()
         await self._supervisor.start()
+        self._has_agent = True
         return addresses
 
     async def run(self, stopped: asyncio.Event) -> int:
@@ -388,18 +391,27 @@ class Sidecar:
         return 0
 
     async def stop(self) -> None:
-        """End the listeners, the agent, the deliveries and the tasks."""
+        """End the listeners, the agent, the deliveries and the tasks.
+
+        A step that fails is recorded and holds up none of the others. What a start
+        that failed had not read yet is not written: the record on disk is newer.
+        """
         self._health.stop()
-        await self._wire.stop(_GRACE_S)
-        await self._inbound_wire.stop(_GRACE_S)
-        await self._supervisor.stop()
-        await self._delivery.stop(_GRACE_S)
-        await self._circuits.store()
-        await self._api.stop(_GRACE_S / 2)
-        await self._channels.close()
-        await self._inbound_channels.close()
-        await self._tasks.close()
-        await self._checkpoints.close()
+        await end_all(self._endings(), self._publish)
+
+    def _endings(self) -> Iterator[Step]:
+        yield "wire.stop", lambda: self._wire.stop(_GRACE_S)
+        yield "inbound.stop", lambda: self._inbound_wire.stop(_GRACE_S)
+        if self._has_agent:
+            yield "agent.stop", self._supervisor.stop
+        if self._has_recovered:
+            yield "delivery.stop", lambda: self._delivery.stop(_GRACE_S)
+            yield "circuits.store", self._circuits.store
+        yield "api.stop", lambda: self._api.stop(_GRACE_S / 2)
+        yield "channels.close", self._channels.close
+        yield "inbound.close", self._inbound_channels.close
+        yield "tasks.close", self._tasks.close
+        yield "checkpoints.close", self._checkpoints.close
 
     async def _listen_api(self) -> Mapping[str, object]:
         config, folder = self._config, self._state.path
@@ -529,19 +541,6 @@ def _redacted(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
     )
 
 
-def _schema(config: SidecarConfig) -> str:
-    parts = [
-        agent_records.SCHEMA,
-        circuit_records.SCHEMA,
-        journal_module.SCHEMA,
-    ]
-    if config.redis is not None:
-        from sidecar.letters import shared_tier  # noqa: PLC0415 - see above
-
-        parts.append(shared_tier.SCHEMA)
-    return "\n".join(parts)
-
-
 @asynccontextmanager
 async def serving(
     config: SidecarConfig, clock: Clock | None = None
@@ -552,7 +551,7 @@ async def serving(
         OutriggerError: it cannot start; the message says why.
     """
     with StateDirectory(config.state) as state:
-        database = Database(config.state / _DATABASE, _schema(config))
+        database = Database(config.state / _DATABASE, schema(config))
         try:
             sidecar = Sidecar(config, state, database, clock or SystemClock())
             try:

@@ -188,6 +188,8 @@ class SidecarConfig:
             )
         for flag, listen in self.listeners():
             check_listen(listen.address, flag, self.tls)
+        # Before the directory is made, and the longer one of its two sockets.
+        check_listen(f"unix:{self.state / names.OUTBOUND_SOCKET}", "--state", None)
 
     def listeners(self) -> tuple[tuple[str, Listen], ...]:
         """Return the TCP listeners by flag."""

@@ -3,7 +3,7 @@
 import grpc
 
 from outrigger.core import names
-from outrigger.core.errors import Invalid
+from outrigger.core.errors import Invalid, Refused
 from outrigger.core.rpc.server import read_secret
 from outrigger.core.state_dir import StateDirectory, read_token
 from sidecar.config import SidecarConfig
@@ -27,17 +27,22 @@ def join_token(config: SidecarConfig) -> str:
     Raises:
         Denied: TOKEN_NOT_PRIVATE.
         Invalid: BAD_JOIN_TOKEN_FILE.
-        Refused: TOKEN_EMPTY.
     """
     path = config.join_token_file
     try:
         return read_token(path) if path else ""
     except OSError as error:
-        raise Invalid(
-            "BAD_JOIN_TOKEN_FILE",
-            f"--join-token-file: cannot read {path}: {error.strerror}: name the file"
-            " 'join-token' of the controller's state directory, or a copy of it",
-        ) from error
+        raise _bad_join_token(f"cannot read {path}: {error.strerror}") from error
+    except Refused as error:
+        raise _bad_join_token(f"{path} holds no token") from error
+
+
+def _bad_join_token(what: str) -> Invalid:
+    return Invalid(
+        "BAD_JOIN_TOKEN_FILE",
+        f"--join-token-file: {what}: name the file 'join-token' of the controller's"
+        " state directory, or a copy of it",
+    )
 
 
 def towards_controller(config: SidecarConfig) -> grpc.ChannelCredentials | None:

@@ -288,8 +288,10 @@ def _read(path: Path) -> str:
             f"the token file {path} cannot be read: {error.strerror}; give the"
             " admin-token file of the server's state directory",
         ) from error
-    except UnicodeDecodeError as error:
-        raise _bad_token(str(path)) from error
+    except Refused as error:
+        if error.reason == "TOKEN_MALFORMED":
+            raise _bad_token(str(path)) from error
+        raise
 
 
 def _checked(token: str, source: str) -> str:

@@ -1,40 +1,21 @@
-"""Exit codes: one table from the class of an error to what the shell sees."""
+"""Exit codes of the command: those of every process of ours, and the shell's own."""
 
 from typing import Final
 
-from outrigger.core.errors import (
-    Denied,
-    Invalid,
-    OutriggerError,
-    Overloaded,
-    TimedOut,
-    Transient,
-)
+from outrigger.core.exits import DENIED, FAILED, OK, UNAVAILABLE, USAGE, exit_code
 
-OK: Final = 0
-FAILED: Final = 1
-"""A check failed, or what was asked could not be done as things stand."""
-USAGE: Final = 2
-"""The command line, a file or a name given is wrong."""
-UNAVAILABLE: Final = 3
-"""Nobody answered, or not now; the same command may work later."""
-DENIED: Final = 4
-"""The token is missing, wrong, unsafe or not good for this."""
+__all__ = [
+    "DENIED",
+    "FAILED",
+    "INTERRUPTED",
+    "OK",
+    "PIPE_CLOSED",
+    "UNAVAILABLE",
+    "USAGE",
+    "exit_code",
+]
+
 INTERRUPTED: Final = 130
 """Ctrl-C, as shells count it: 128 + SIGINT."""
 PIPE_CLOSED: Final = 141
 """Who read our output went away, as shells count it: 128 + SIGPIPE."""
-
-_BY_CLASS: Final[tuple[tuple[type[OutriggerError], int], ...]] = (
-    (Invalid, USAGE),
-    (Transient, UNAVAILABLE),
-    (TimedOut, UNAVAILABLE),
-    (Overloaded, UNAVAILABLE),
-    (Denied, DENIED),
-    (OutriggerError, FAILED),
-)
-
-
-def exit_code(error: OutriggerError) -> int:
-    """Return the exit code an error ends a command with."""
-    return next(code for cls, code in _BY_CLASS if isinstance(error, cls))

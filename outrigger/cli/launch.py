@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
+from outrigger.cli.log import logging_to
 from outrigger.cli.terminal import Terminal
 from outrigger.core.config import FlagParser
 
@@ -43,7 +44,8 @@ def _serve(package: str, argv: Sequence[str], terminal: Terminal) -> int:
     settings: Any = importlib.import_module(f"{package}.config")
     config = settings.from_args(list(argv), terminal.environ)
     app: Any = importlib.import_module(f"{package}.app")
-    return _finish(app.run(config))
+    with logging_to(terminal.stderr, package):
+        return _finish(app.run(config))
 
 
 def _finish(outcome: int | Awaitable[int]) -> int:

@@ -30,7 +30,7 @@ class Command:
     """`module:function` under outrigger.cli."""
     summary: str
     serves: bool = False
-    """A process of its own: it sets up gRPC and its log itself."""
+    """A process of its own, which sets up its log itself."""
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
@@ -54,10 +54,11 @@ _DEBUG: Final = "OUTRIGGER_DEBUG"
 
 def entry() -> int:
     """Run the command line of this process; the console script's function."""
-    if not _serves(sys.argv[1:]):
-        # Our one line on stderr says it; the C core would say it again, at length.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    return main(sys.argv[1:], dict(os.environ), sys.stdout, sys.stderr)
+    environ = dict(os.environ)
+    # Our one line on stderr says it; the C core would say it again, at length. Set
+    # behind the copy: an agent is to inherit what its operator set, no more.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    return main(sys.argv[1:], environ, sys.stdout, sys.stderr)
 
 
 def main(
@@ -145,11 +146,6 @@ def _tell(error: Exception, argv: Sequence[str], terminal: Terminal) -> int:
         code = exits.FAILED
     terminal.stderr.write(one_line(f"outrigger: {name}{line}") + "\n")
     return code
-
-
-def _serves(argv: Sequence[str]) -> bool:
-    command = COMMANDS.get(argv[0]) if argv else None
-    return command is not None and command.serves
 
 
 def _silence(stdout: TextIO) -> None:

@@ -15,6 +15,7 @@ from outrigger.core.rng import new_token
 
 _PRIVATE_DIR: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
+_TOKEN_CHARS: Final = 4096
 _LOCK_FILE: Final = "lock"
 _ADDRESS_FILE: Final = "address.json"
 
@@ -39,7 +40,7 @@ class StateDirectory:
             Refused: STATE_IN_USE when another process has it.
         """
         try:
-            self.path.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
+            _make_folder(self.path)
             self._check_private()
             self._lock = os.open(
                 self.path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE
@@ -96,6 +97,19 @@ class StateDirectory:
             raise _unusable(self.path / name, error) from error
         return token
 
+    def folder(self, name: str) -> Path:
+        """Return a folder of the directory, made at the first time.
+
+        Raises:
+            Transient: STATE_UNUSABLE.
+        """
+        path = self.path / name
+        try:
+            _make_folder(path)
+        except OSError as error:
+            raise _unusable(path, error) from error
+        return path
+
     def announce(self, addresses: Mapping[str, object]) -> None:
         """Write where we listen into address.json, for commands to find.
 
@@ -132,22 +146,47 @@ def read_token(path: Path) -> str:
 
     Raises:
         Denied: TOKEN_NOT_PRIVATE when others may read it.
-        Refused: TOKEN_EMPTY.
+        Refused: TOKEN_EMPTY or TOKEN_MALFORMED.
         OSError: it cannot be read.
     """
-    mode = stat.S_IMODE(path.stat().st_mode)
+    whole_mode = path.stat().st_mode
+    if stat.S_ISDIR(whole_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    mode = stat.S_IMODE(whole_mode)
     if mode & 0o077:
         raise Denied(
             "TOKEN_NOT_PRIVATE",
             f"the token file {path} has mode {mode:o}: others may read it; run"
             f" 'chmod 600 {path}', and have a new one made if it may have been read",
         )
-    token = path.read_text().strip()
+    with path.open("rb") as file:
+        token = file.read(_TOKEN_CHARS + 1).decode("ascii", "replace").strip()
     if not token:
         raise Refused(
             "TOKEN_EMPTY", f"the token file {path} is empty: remove it to have one made"
         )
+    if len(token) > _TOKEN_CHARS or not all("!" <= one <= "~" for one in token):
+        # The library that carries it would refuse it later, and less clearly.
+        raise Refused(
+            "TOKEN_MALFORMED",
+            f"the token file {path} does not hold a token: one word of visible ASCII"
+            f" was expected, of at most {_TOKEN_CHARS} characters; remove it to have"
+            " one made",
+        )
     return token
+
+
+def _make_folder(path: Path) -> None:
+    """Make a private folder unless it is there.
+
+    Raises:
+        OSError: it cannot be made, or something else is in its place.
+    """
+    try:
+        path.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
+    except FileExistsError as error:
+        why = "it is there and is not a directory"
+        raise NotADirectoryError(errno.ENOTDIR, why, str(path)) from error
 
 
 def _unusable(path: Path, error: OSError) -> Transient:

@@ -61,11 +61,42 @@ class TlsFiles:
         chain = read_secret(self.cert, "--tls-cert")
         key = read_secret(self.key, "--tls-key")
         root = read_secret(self.ca, "--tls-ca") if self.ca else None
+        self._check()
         return grpc.ssl_server_credentials(
             [(key, chain)],
             root_certificates=root,
             require_client_auth=root is not None,
         )
+
+    def _check(self) -> None:
+        # Only where there is TLS: the module costs a megabyte. gRPC itself says no
+        # more of a bad certificate than that it cannot listen.
+        import ssl  # noqa: PLC0415 - see above
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.cert, self.key, password=b"")
+        except (ssl.SSLError, OSError) as error:
+            raise Invalid(
+                "BAD_TLS_FILE",
+                f"--tls-cert {self.cert} and --tls-key {self.key} are not a"
+                f" certificate and its key ({_library_words(error)}): give two PEM"
+                " files that belong together, the key without a passphrase",
+            ) from error
+        if self.ca is None:
+            return
+        try:
+            context.load_verify_locations(self.ca)
+        except (ssl.SSLError, OSError) as error:
+            raise Invalid(
+                "BAD_TLS_FILE",
+                f"--tls-ca {self.ca} holds no certificates"
+                f" ({_library_words(error)}): give a PEM file of the authority",
+            ) from error
+
+
+def _library_words(error: OSError) -> str:
+    return str(getattr(error, "reason", None) or error).replace("_", " ").lower()
 
 
 def read_secret(path: Path, flag: str) -> bytes:
