@@ -68,8 +68,9 @@ class Scene:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self.redis = RedisServer(stack.folder / "redis")
-        self.redis.start()
+        folder = stack.folder / "redis"
+        folder.mkdir()
+        self.redis = RedisServer(folder).start()
         self.upstream = stack.upstream()
         self.healthy = stack.upstream("healthy")
         self.controller = stack.controller()
@@ -85,7 +86,7 @@ class Scene:
 
     def close(self) -> None:
         """End what the stack does not own."""
-        self.redis.stop()
+        self.redis.kill()
 
     def start_sidecar(self) -> Running:
         """Start the sidecar, on the same ports as before."""
@@ -171,17 +172,13 @@ class Scene:
 def kill_upstream(scene: Scene) -> str:
     """Kill the upstream; the letter is handed over while it is down."""
     scene.upstream.kill()
-    key = scene.hand_over()
-    time.sleep(DOWN_S)
-    scene.upstream = scene.stack.upstream(port=scene.upstream.port)
-    return key
+    return scene.hand_over()
 
 
 def kill_sidecar(scene: Scene) -> str:
     """Kill the sidecar right after it acknowledged a letter."""
     key = scene.hand_over()
     scene.sidecar.kill()
-    scene.sidecar = scene.start_sidecar()
     return key
 
 
@@ -196,25 +193,48 @@ def kill_controller(scene: Scene) -> str:
     """Kill the controller; the sidecar must find it again."""
     key = scene.hand_over()
     scene.controller.kill()
-    scene.controller = scene.stack.controller()
     return key
 
 
 def kill_redis(scene: Scene) -> str:
-    """Kill Redis and start it again after a while."""
+    """Kill Redis, the letters' second copy."""
     key = scene.hand_over()
     scene.redis.kill()
-    time.sleep(DOWN_S)
-    scene.redis.start()
     return key
 
 
+def start_upstream(scene: Scene) -> None:
+    """Start it on the same port after a while."""
+    time.sleep(DOWN_S)
+    scene.upstream = scene.stack.upstream(port=scene.upstream.port)
+
+
+def start_sidecar(scene: Scene) -> None:
+    """Start it at once."""
+    scene.sidecar = scene.start_sidecar()
+
+
+def start_controller(scene: Scene) -> None:
+    """Start it at once."""
+    scene.controller = scene.stack.controller()
+
+
+def start_redis(scene: Scene) -> None:
+    """Start it on the same port after a while."""
+    time.sleep(DOWN_S)
+    scene.redis.start()
+
+
+def start_nothing(_scene: Scene) -> None:
+    """Leave that to the sidecar."""
+
+
 FAULTS = {
-    "sidecar": kill_sidecar,
-    "agent": kill_agent,
-    "controller": kill_controller,
-    "upstream": kill_upstream,
-    "redis": kill_redis,
+    "sidecar": (kill_sidecar, start_sidecar),
+    "agent": (kill_agent, start_nothing),
+    "controller": (kill_controller, start_controller),
+    "upstream": (kill_upstream, start_upstream),
+    "redis": (kill_redis, start_redis),
 }
 
 
@@ -228,17 +248,19 @@ def round_of(scene: Scene, name: str) -> tuple[dict[str, float], float]:
     healthy = Healthy(scene.call_healthy)
     caller = threading.Thread(target=healthy.run)
     caller.start()
+    kill, restart = FAULTS[name]
     began = time.monotonic()
     try:
-        key = FAULTS[name](scene)
-        times = _recovered(scene, key, began)
+        times = _recovered(scene, kill(scene), began, restart)
     finally:
         healthy.stop()
         caller.join()
     return times, healthy.answered / max(healthy.asked, 1)
 
 
-def _recovered(scene: Scene, key: str, began: float) -> dict[str, float]:
+def _recovered(
+    scene: Scene, key: str, began: float, restart: Callable[[Scene], None]
+) -> dict[str, float]:
     checks: dict[str, Callable[[], object]] = {
         "first good call": scene.call,
         "first answer of the agent": scene.call_agent,
@@ -254,12 +276,13 @@ def _recovered(scene: Scene, key: str, began: float) -> dict[str, float]:
     watchers = [threading.Thread(target=watch, args=(what,)) for what in checks]
     for watcher in watchers:
         watcher.start()
+    restart(scene)
     for watcher in watchers:
         watcher.join()
     if len(times) != len(checks):
         missing = ", ".join(sorted(set(checks) - set(times)))
         raise SystemExit(f"not recovered after {2 * LIMIT_S:g} s: {missing}")
-    return times
+    return {what: times[what] for what in checks}
 
 
 def figures_of(name: str, rounds: list[tuple[dict[str, float], float]]) -> list[Figure]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+_WIDTH = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ def show(title: str, figures: Sequence[Figure]) -> None:
         table.add_column(column)
     for figure in figures:
         table.add_row(*cells(figure))
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=_WIDTH)).print(table)
 
 
 def keep(name: str, command: str, figures: Sequence[Figure]) -> None:
