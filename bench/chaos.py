@@ -22,7 +22,6 @@ from pathlib import Path
 
 import grpc
 from rich.progress import Progress
-from tests.support.redis_server import RedisServer
 
 from bench.figures import Figure, keep, median, show
 from outrigger.v1 import agent_pb2, fleet_service_pb2, letter_service_pb2
@@ -31,6 +30,7 @@ from outrigger.v1.fleet_service_pb2_grpc import FleetServiceStub
 from outrigger.v1.letter_service_pb2_grpc import LetterServiceStub
 from outrigger.v1.sidecar_service_pb2_grpc import SidecarServiceStub
 from tests.support.processes import ROOT, Running, Stack, operator, wait_for
+from tests.support.redis_server import RedisServer
 
 ROUNDS = 10
 LIMIT_S = 30.0
