@@ -5,8 +5,8 @@ the process may be a new one. Until it is there the doorway is shut and calls ar
 as if the agent still woke.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
 
 from outrigger.core.errors import Refused
 from outrigger.core.tasks import Tasks
@@ -16,6 +16,9 @@ NO_APP: Final = (
     "it has not said where it serves calls: let it say so when it attaches, or start"
     " its sidecar with --app TARGET"
 )
+
+_GONE: Final = frozenset({AgentState.ASLEEP, AgentState.FAILED})
+"""No process listens any more: a channel left there would dial for ever."""
 
 
 class AgentPort(Protocol):
@@ -59,14 +62,14 @@ class Doorway:
         self,
         agent: AgentPort,
         *,
-        connect: Callable[[str], Awaitable[None]],
+        connect: Callable[[str | None], Coroutine[Any, Any, None]],
         tasks: Tasks,
     ) -> None:
         """Begin shut.
 
         Args:
             agent: who calls are for.
-            connect: makes a fresh channel to an address.
+            connect: makes a fresh channel to an address; None drops the one there is.
             tasks: where connecting runs.
         """
         self._agent = agent
@@ -91,6 +94,9 @@ class Doorway:
         snapshot = self._agent.snapshot()
         if not self._agent.awake:
             self.is_open = False
+            if snapshot.state in _GONE and self._connected:
+                self._connected = ""
+                _ = self._tasks.spawn("doorway", self._connect(None))
             if snapshot.state is AgentState.FAILED:
                 held.agent_failed(snapshot.reason)
         elif not self.is_open:

@@ -95,6 +95,21 @@ async def test_a_thawed_process_keeps_its_channel_and_a_new_one_gets_its_own():
     assert len(scene.connected) == 2
 
 
+async def test_the_channel_is_dropped_when_the_process_is_gone():
+    """Nobody dials a port where nobody listens; the next wake connects afresh."""
+    scene = Scene()
+    scene.agent.up(7)
+    await scene.moved()
+    scene.agent.state = AgentState.ASLEEP
+    await scene.moved()
+    await scene.moved()
+    scene.agent.up(8)
+    await scene.moved()
+
+    assert scene.connected == ["127.0.0.1:1", None, "127.0.0.1:1"]
+    assert scene.doorway.is_open
+
+
 async def test_it_stays_shut_if_the_agent_falls_asleep_while_it_connects():
     """Nobody is handed to an agent that is on its way out."""
     scene = Scene()
