@@ -487,7 +487,7 @@ class Sidecar:
         if self._reporter is not None:
             self._reporter.poke()
 
-    async def _connect_app(self, address: str) -> None:
+    async def _connect_app(self, address: str | None) -> None:
         await self._inbound_wire.set_target(APP, address)
 
     def _resolve_held(self, token: int, result: Resolution) -> None:
@@ -514,7 +514,7 @@ class Sidecar:
         return self._routes.route(method, upstream or None).upstream
 
     def _evidence(self, cpu_ratio: float | None) -> Evidence:
-        streams = self._wire.open_streams()
+        streams = self._wire.open_streams() + self._inbound_wire.open_streams()
         in_flight = self._guard.counts.in_flight + self._inbound.counts.in_flight
         return Evidence(
             calls_in_flight=max(in_flight - len(streams), 0),
