@@ -98,7 +98,7 @@ def row_of(letter: Letter) -> tuple[Any, ...]:
         letter.upstream,
         letter.method,
         letter.idempotency_key,
-        _metadata_text(letter.metadata),
+        metadata_text(letter.metadata),
         letter.request_size_bytes,
         letter.request_digest,
         letter.accept_wall_s,
@@ -211,7 +211,7 @@ def _bytes_text(value: bytes) -> dict[str, str]:
     return {"bytes": value.hex()}
 
 
-def _metadata_text(metadata: tuple[tuple[str, str | bytes], ...]) -> str:
+def metadata_text(metadata: tuple[tuple[str, str | bytes], ...]) -> str:
     """Return JSON of [key, text] for text and [key, base64, 1] for bytes."""
     entries = [
         [key, value]
