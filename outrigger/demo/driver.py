@@ -3,10 +3,11 @@
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 import grpc
 from rich.console import Console
@@ -21,6 +22,8 @@ from outrigger.demo.story import Story
 from outrigger.demo.verdict import judge
 
 _WATCH_S: Final = 1.0
+
+_Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 def run_demo(
@@ -52,7 +55,7 @@ def run_demo(
     processes = Processes(folder, environ, clock)
     code = 1
     try:
-        with _terminable():
+        with _handling(signal.SIGTERM, signal.default_int_handler):
             code = _play(folder, processes, console, clock, redis=redis, keep=keep)
     except grpc.RpcError as error:
         console.print(f"[red]the demo failed:[/] {error_of(error)!r}")
@@ -127,8 +130,13 @@ def _grpcurl(folder: Path, story: Story) -> Iterator[str]:
 
 
 def _end(processes: Processes, console: Console) -> None:
-    for name in processes.stop():
-        console.print(f"[red]{name} did not stop and was killed[/]")
+    # A second Ctrl-C must not leave processes behind.
+    with (
+        _handling(signal.SIGINT, signal.SIG_IGN),
+        _handling(signal.SIGTERM, signal.SIG_IGN),
+    ):
+        for name in processes.stop():
+            console.print(f"[red]{name} did not stop and was killed[/]")
 
 
 def _tidy(folder: Path, console: Console, *, is_ours: bool, is_good: bool) -> None:
@@ -139,10 +147,14 @@ def _tidy(folder: Path, console: Console, *, is_ours: bool, is_good: bool) -> No
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the demo the way Ctrl-C does, processes included."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _handling(number: signal.Signals, how: _Handler) -> Iterator[None]:
+    """Handle a signal that way for the length of a block.
+
+    SIGTERM by default_int_handler ends the demo the way Ctrl-C does, so that its
+    processes are stopped too.
+    """
+    before = signal.signal(number, how)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)

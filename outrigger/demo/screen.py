@@ -82,17 +82,22 @@ def _summary_table(agents: Sequence[AgentFacts]) -> Table:
         "wake s", "MiB", "asleep",
     ):  # fmt: skip
         table.add_column(name, justify="right")
-    table.add_column("state")
     for agent in agents:
-        table.add_row(agent.name, *_figures(agent), agent.digest_after[:7])
+        table.add_row(agent.name, *_figures(agent))
     table.add_section()
-    table.add_row("all", *_figures(_total(agents)), "")
+    table.add_row("all", *_figures(_total(agents)))
     return table
 
 
 def _table(title: str) -> Table:
+    # Narrow enough for the 80 columns of a log.
     table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+        pad_edge=False,
     )
     table.add_column("agent")
     return table

@@ -235,6 +235,7 @@ class Story:
         while not is_so():
             if self._clock.monotonic() > deadline:
                 raise _stalled(what)
+            self._look()
             self._clock.pause(_TICK_S)
 
 

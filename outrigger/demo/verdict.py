@@ -69,7 +69,8 @@ def judge(facts: Facts) -> Iterator[Claim]:
     """Yield every claim of the demo with its verdict."""
     agents = facts.agents
     lost = sum(agent.lost for agent in agents)
-    yield Claim("no letter is lost", bool(agents) and lost == 0, f"lost = {lost}")
+    is_whole = bool(agents) and all(agent.lost == 0 for agent in agents)
+    yield Claim("no letter is lost", is_whole, f"lost = {lost}")
     live = sum(agent.live for agent in agents)
     buffered, delivered = _sum(agents, "buffered"), _sum(agents, "delivered")
     yield Claim(
@@ -91,6 +92,12 @@ def judge(facts: Facts) -> Iterator[Claim]:
         "every passage is in an index",
         _sum(agents, "passages") == facts.total,
         f"{_sum(agents, 'passages')} of {facts.total}",
+    )
+    known, letters = _sum(agents, "letters"), _sum(agents, "buffered")
+    yield Claim(
+        "every letter an agent knows of is in a journal",
+        all(agent.letters <= agent.buffered for agent in agents),
+        f"agents know of {known}, journals of {letters}",
     )
     yield from _slept(agents)
     yield Claim(
