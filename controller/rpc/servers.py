@@ -12,6 +12,7 @@ from controller.rpc.passthrough import Passthrough
 from controller.trail import Trail
 from outrigger.core.access import Principal, RateLimit, Role, Tokens
 from outrigger.core.clock import Clock
+from outrigger.core.rpc import channelz
 from outrigger.core.rpc.chain import Chain, Policy
 from outrigger.core.rpc.health import Health
 from outrigger.core.rpc.public import PUBLIC_ACCESS, serve_public
@@ -19,8 +20,10 @@ from outrigger.core.rpc.server import SERVER_OPTIONS
 from outrigger.core.tasks import Report
 from outrigger.v1 import connect_service_pb2_grpc, fleet_service_pb2_grpc
 
-ADMIN_SERVICES: Final = frozenset({"outrigger.v1.FleetService"} | passthrough.SERVICES)
-ADMIN_TABLE: Final = fleet.TABLE | passthrough.TABLE | PUBLIC_ACCESS
+ADMIN_SERVICES: Final = frozenset(
+    {"outrigger.v1.FleetService", channelz.SERVICE} | passthrough.SERVICES
+)
+ADMIN_TABLE: Final = fleet.TABLE | passthrough.TABLE | channelz.ACCESS | PUBLIC_ACCESS
 CONNECT_TABLE: Final = connect.TABLE
 
 _CHANGES_PER_S: Final = 500.0
@@ -57,6 +60,7 @@ def admin_server(
     )
     server = grpc.aio.server(interceptors=[Chain(policy)], options=SERVER_OPTIONS)
     fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(servicer, server)
+    channelz.serve_channelz(server)
     server.add_generic_rpc_handlers((others,))
     return server, serve_public(server, ADMIN_SERVICES)
 

@@ -14,6 +14,7 @@ import grpc.aio
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
@@ -735,6 +736,19 @@ async def test_reflection_lets_a_client_call_without_proto_files(console, otter)
 
     assert listed == ADMIN_SERVICES | PUBLIC
     assert answer.agent.agent_id == "otter"
+
+
+async def test_channelz_tells_operators_of_the_servers_and_nobody_else(console):
+    """Both listeners are named; without a token nothing is."""
+    stub = channelz_pb2_grpc.ChannelzStub(console.connection)
+    request = channelz_pb2.GetServersRequest()
+
+    found = await stub.GetServers(request, metadata=console.operator)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetServers(request)
+
+    assert len(found.server) >= 2
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_every_method_served_has_a_row_and_every_row_is_served():
