@@ -7,7 +7,7 @@ from typing import Final, TextIO
 
 from outrigger.cli.terminal import one_line
 from outrigger.core.errors import OutriggerError
-from outrigger.core.events import Alerted, ErrorSeen
+from outrigger.core.events import Alerted, CheckpointMoved, ErrorSeen
 
 _TASKS: Final = "outrigger.tasks"
 
@@ -56,4 +56,7 @@ def _words(record: logging.LogRecord) -> str:
         return f"{payload.boundary}{subject}: {causes} [{payload.reason}]"
     if isinstance(payload, Alerted):
         return f"{payload.message} [{payload.name}]"
+    if isinstance(payload, CheckpointMoved):
+        kept = f"checkpoint {payload.generation} {payload.action.replace('_', ' ')}"
+        return f"{kept}: {payload.reason}"
     return record.getMessage()

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from outrigger.core.clock import Clock
-from outrigger.core.events import Alerted, ErrorSeen, Event, Payload
+from outrigger.core.events import Alerted, CheckpointMoved, ErrorSeen, Event, Payload
 
 _log = logging.getLogger("outrigger.events")
 _WATCHER_EVENTS = 1024
@@ -33,12 +33,7 @@ class EventLog:
             agent_id=self._agent_id if agent_id is None else agent_id,
             payload=payload,
         )
-        level = (
-            logging.WARNING
-            if isinstance(payload, ErrorSeen | Alerted)
-            else logging.INFO
-        )
-        _log.log(level, "%s", payload)
+        _log.log(_level(payload), "%s", payload)
         for queue in self._watchers:
             if queue.full():
                 queue.get_nowait()
@@ -54,3 +49,10 @@ class EventLog:
                 yield await queue.get()
         finally:
             self._watchers.discard(queue)
+
+
+def _level(payload: Payload) -> int:
+    """Return how loud an event is in the log: what loses work is as loud as errors."""
+    lost = isinstance(payload, CheckpointMoved) and payload.action == "fell_back"
+    grave = lost or isinstance(payload, ErrorSeen | Alerted)
+    return logging.WARNING if grave else logging.INFO

@@ -34,17 +34,17 @@ def refused(server, state, *flags, environ=None):
 
 def serve(stack, *words):
     """Start a server that must come up; return it with its addresses."""
-    state = Path(words[words.index("--state") + 1])
     started = stack.start("served", *command_line(*words))
-
-    def announced():
-        assert started.process.poll() is None, started.text()
-        found = json.loads((state / "address.json").read_text())
-        return found if found["pid"] == started.pid else None
-
-    started.state = state
-    started.addresses = wait_for(announced, "address.json")
+    started.state = Path(words[words.index("--state") + 1])
+    started.addresses = wait_for(lambda: announced(started), "address.json")
     return started
+
+
+def announced(started):
+    """Return what a server has left in address.json; fails if it has ended."""
+    assert started.process.poll() is None, started.text()
+    found = json.loads((started.state / "address.json").read_text())
+    return found if found["pid"] == started.pid else None
 
 
 def limited(bytes_max, *words):
