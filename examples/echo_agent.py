@@ -1,46 +1,21 @@
-"""A stateful agent: it echoes, and remembers how often it was called.
+"""A stateful agent in a dozen lines: it counts, sleeps, and goes on counting.
 
-    outrigger sidecar --agent-id echo --inbound 127.0.0.1:7702 -- python echo_agent.py
-
-Call /examples.Echo/Echo on the sidecar's inbound listener, awake or asleep.
+outrigger sidecar --agent-id echo -- python examples/echo_agent.py
 """
-
-from concurrent.futures import ThreadPoolExecutor
-
-import grpc
 
 from outrigger.client import attach
 
+lines: list[str] = []
 
-class Echo(grpc.GenericRpcHandler):
-    """Bytes in, the same bytes out; `calls` is the state."""
 
-    calls = 0
+def restore(state: bytes) -> None:
+    """Hold what `save` gave."""
+    lines[:] = state.decode().splitlines()
 
-    def service(self, details):
-        if details.method == "/examples.Echo/Echo":
-            return grpc.unary_unary_rpc_method_handler(self.echo)
-        return None
 
-    def echo(self, request, context):
+with attach(lambda: "\n".join(lines).encode(), restore) as agent:
+    agent.serving()
+    while not agent.wait_until_stopped(timeout_s=1.0):
         with agent.working():
-            self.calls += 1
-        return request
-
-    def save(self):
-        return str(self.calls).encode()
-
-    def restore(self, state):
-        self.calls = int(state)
-
-
-echo = Echo()
-agent = attach(echo.save, echo.restore)
-agent.wait_until_restored()
-server = grpc.server(ThreadPoolExecutor(8), handlers=(echo,))
-port = server.add_insecure_port("127.0.0.1:0")
-server.start()
-agent.serving(f"127.0.0.1:{port}")
-agent.wait_until_stopped()
-server.stop(1).wait()
-agent.close()
+            lines.append(f"line {len(lines) + 1}")
+            print(lines[-1], flush=True)
