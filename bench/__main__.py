@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from bench import call, checkpoint, letters, measuring, sleeping
+from bench import call, checkpoint, detecting, letters, measuring, sleeping
 from bench.figures import Figure, keep, show
 
 PARTS: dict[str, Callable[[Path], Iterator[Figure]]] = {
     "call": call.measure,
+    "detection": detecting.measure,
     "letters": letters.measure,
     "checkpoint": checkpoint.measure,
     "sleep": sleeping.measure,

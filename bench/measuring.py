@@ -17,12 +17,13 @@ def measure(folder: Path) -> Iterator[Figure]:
     """Yield PSS and the CPU share of measuring."""
     with Stack(folder) as stack:
         on = stack.sidecar("on", command=AGENT, upstream="127.0.0.1:1")
+        time.sleep(3)
+        weight = pss_mib(on.pid)  # alone: beside another one it shares its pages
         off = stack.sidecar(
             "off", "--no-measure", command=AGENT, upstream="127.0.0.1:1"
         )
         time.sleep(3)
         shares = [_shares(on.pid, off.pid) for _ in range(ROUNDS)]
-        weight = pss_mib(on.pid)
         yield Figure(
             "memory",
             "PSS of a sidecar, idle, no Redis",
