@@ -19,7 +19,8 @@ from outrigger.core import names
 from outrigger.core.clock import Clock, SystemClock
 from outrigger.core.database import Database
 from outrigger.core.event_log import EventLog
-from outrigger.core.events import Alerted, CircuitMoved, LetterMoved, Payload
+from outrigger.core.events import CircuitMoved, LetterMoved, Payload
+from outrigger.core.reopening import keep_open
 from outrigger.core.rng import SystemRng, new_instance_id
 from outrigger.core.rpc.errors import details_metadata, retry_hint_s
 from outrigger.core.rpc.server import bind
@@ -445,7 +446,7 @@ class Sidecar:
         _ = tasks.spawn_forever("delivery", self._delivery.run)
         _ = tasks.spawn_forever("circuits on disk", self._circuits.run)
         _ = tasks.spawn_forever("live letters", self._census.run)
-        _ = tasks.spawn_forever("journal", self._keep_journal_open)
+        _ = tasks.spawn_forever("database", self._keep_database_open)
         if self._config.measure:
             _ = tasks.spawn_forever("meter", self._meter.run)
         if self._reporter is not None:
@@ -477,6 +478,9 @@ class Sidecar:
         elif isinstance(payload, LetterMoved):
             self._census.moved()
         return self._events.publish(payload)
+
+    async def _keep_database_open(self) -> None:
+        await keep_open(self._database, clock=self._clock, publish=self._publish)
 
     def _upstream_ready(self, name: str) -> None:
         self._guard.connection_ready(name, self._clock.monotonic())
@@ -523,15 +527,6 @@ class Sidecar:
             stream_messages=streams,
             cpu_ratio=cpu_ratio,
         )
-
-    async def _keep_journal_open(self) -> None:
-        """Make a new file of a database that failed, again and again."""
-        while True:
-            await self._clock.sleep(1.0)
-            failure = self._database.failure
-            if failure is not None:
-                self._publish(Alerted(name="JOURNAL_FAILED", message=str(failure)))
-                await self._database.reopen()
 
 
 def _redacted(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
