@@ -72,7 +72,8 @@ class Tokens:
                 "BAD_TOKEN",
                 "the token in metadata 'outrigger-token' is not known here: agents"
                 " find theirs in OUTRIGGER_TOKEN, operators in the file"
-                " 'admin-token' of the state directory",
+                " 'admin-token' of the state directory, sidecars in the controller's"
+                " 'join-token'",
             )
         return found
 

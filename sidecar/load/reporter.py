@@ -110,6 +110,7 @@ class Reporter:
         self._stir = asyncio.Event()
         self._report_due = False
         self._lost_at: float | None = None
+        self._lost_for = ""
         self._interval_s = _INTERVAL_S
         self._sequence = 0
         self._reported_at = 0.0
@@ -139,10 +140,14 @@ class Reporter:
             await finish(watcher)
 
     def _lost(self, error: Exception) -> None:
-        """Tell of an outage once, when it begins."""
+        """Tell of an outage when it begins, and again when its reason is another."""
         if self._lost_at is None:
             self._lost_at = self._clock.monotonic()
-            self._events.publish(describe("controller", error))
+            self._lost_for = ""
+        told = describe("controller", error)
+        if told.reason != self._lost_for:
+            self._lost_for = told.reason
+            self._events.publish(told)
 
     def _found(self) -> None:
         self.connected = True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from outrigger.core.access import Role, Rule
 from outrigger.core.clock import Clock
@@ -44,6 +46,12 @@ _STATES: Final = {
     LetterState.DISCARDED: letter_pb2.Letter.STATE_DISCARDED,
 }
 _FROM_PROTO: Final = {value: key for key, value in _STATES.items()}
+
+_KEY: Final = re.compile(r"[0-9a-z_.-]+\Z")
+_VALUE: Final = re.compile(rb"[\x20-\x7e]*\Z")
+_FIRST_S: Final = 0
+_LAST_S: Final = 253_402_300_799
+_NANOS: Final = 1_000_000_000
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 Redact = Callable[[Metadata], tuple[tuple[str, str | bytes], ...]]
@@ -164,6 +172,8 @@ class LetterServicer(letter_service_pb2_grpc.LetterServiceServicer):
     def _draft(self, request: pb.DeliverCallRequest) -> LetterDraft:
         method = check_method(request.method)
         earliest = request.HasField("earliest_time")
+        if earliest:
+            _check_time(request.earliest_time, "earliest_time")
         return LetterDraft(
             letter_id=letter_id(self._clock.wall(), self._rng.token_bytes(10)),
             upstream=self._route(method, request.upstream),
@@ -225,8 +235,12 @@ def letter_from_proto(message: letter_pb2.Letter) -> Letter:
     """Return an exported letter.
 
     Raises:
-        Invalid: BAD_LETTER_STATE.
+        Invalid: BAD_LETTER_STATE, BAD_METADATA or BAD_TIME.
     """
+    for name in ("accept_time", "end_time", "expire_time"):
+        _check_time(getattr(message, name), name)
+    for attempt in message.attempts:
+        _check_time(attempt.end_time, "attempts.end_time")
     return Letter(
         letter_id=message.letter_id,
         agent_id=message.agent_id,
@@ -294,22 +308,39 @@ def _state(value: letter_pb2.Letter.State.ValueType) -> LetterState:
 def _metadata(entries: Any) -> tuple[tuple[str, str | bytes], ...]:  # noqa: ANN401 - a repeated field
     """Return entries as metadata; text keys carry text.
 
+    What no request can carry would be found out only by every delivery of it.
+
     Raises:
         Invalid: BAD_METADATA.
     """
     found: list[tuple[str, str | bytes]] = []
     for entry in entries:
-        if entry.key.endswith("-bin"):
-            found.append((entry.key, entry.value))
-            continue
-        try:
-            found.append((entry.key, entry.value.decode("ascii")))
-        except UnicodeDecodeError as error:
+        if not _KEY.match(entry.key):
             raise Invalid(
                 "BAD_METADATA",
-                f"metadata {entry.key!r} is not ASCII: use a key that ends in -bin",
-            ) from error
+                f"metadata key {entry.key!r} is not valid: use a-z, 0-9, dot, dash and"
+                " underscore",
+            )
+        if entry.key.endswith("-bin"):
+            found.append((entry.key, entry.value))
+        elif _VALUE.match(entry.value):
+            found.append((entry.key, entry.value.decode("ascii")))
+        else:
+            raise Invalid(
+                "BAD_METADATA",
+                f"metadata {entry.key!r} is not printable ASCII: use a key that ends"
+                " in -bin",
+            )
     return tuple(found)
+
+
+def _check_time(stamp: Timestamp, name: str) -> None:
+    if not (_FIRST_S <= stamp.seconds <= _LAST_S and 0 <= stamp.nanos < _NANOS):
+        raise Invalid(
+            "BAD_TIME",
+            f"{name} is {stamp.seconds} s and {stamp.nanos} ns since 1970: give a time"
+            " between the years 1970 and 9999",
+        )
 
 
 def _entry(key: str, value: str | bytes) -> letter_pb2.MetadataEntry:

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from outrigger.core import names
 from outrigger.core.access import Principal, RateLimit, Rule, Tokens, authorise
 from outrigger.core.clock import Clock
-from outrigger.core.errors import Bug, OutriggerError, Overloaded, TimedOut
+from outrigger.core.errors import Bug, Invalid, OutriggerError, Overloaded, TimedOut
 from outrigger.core.rng import new_instance_id
 from outrigger.core.rpc.errors import (
     as_outrigger,
@@ -220,7 +221,7 @@ def _wrap(
     handler: grpc.RpcMethodHandler[Any, Any], call: _Call
 ) -> grpc.RpcMethodHandler[Any, Any]:
     codec = {
-        "request_deserializer": handler.request_deserializer,
+        "request_deserializer": _decoder(handler.request_deserializer),
         "response_serializer": handler.response_serializer,
     }
     if handler.response_streaming:
@@ -241,13 +242,60 @@ def _wrap(
     return make(_unary(inner, call, bounded=bounded), **codec)
 
 
+@dataclass(frozen=True, slots=True)
+class _Garbled:
+    """In the place of a message that could not be read."""
+
+    why: str
+
+
+def _decoder(parse: Callable[[bytes], object] | None) -> Any:  # noqa: ANN401 - grpc's
+    """Return a parser that never raises.
+
+    The library would answer an error in it before anybody here hears of the call,
+    with UNKNOWN and a traceback in the log.
+    """
+    if parse is None:
+        return None
+
+    def decode(raw: bytes) -> object:
+        try:
+            return parse(raw)
+        except DecodeError as error:
+            return _Garbled(str(error))
+
+    return decode
+
+
+def _decoded(request: object) -> object:
+    """Return the request, or the stream of them, if it could be read.
+
+    Raises:
+        Invalid: BAD_MESSAGE; from a stream when the bad one is its next.
+    """
+    if isinstance(request, AsyncIterator):
+        return _each_decoded(request)
+    if isinstance(request, _Garbled):
+        raise Invalid(
+            "BAD_MESSAGE",
+            f"the request is not the message that this method takes ({request.why}):"
+            " check the method and the version of its proto file",
+        )
+    return request
+
+
+async def _each_decoded(requests: AsyncIterator[object]) -> AsyncIterator[object]:
+    async for request in requests:
+        yield _decoded(request)
+
+
 def _unary(inner: Any, call: _Call, *, bounded: bool) -> Any:  # noqa: ANN401 - any servicer method
     async def behaviour(
         request: object, context: grpc.aio.ServicerContext[Any, Any]
     ) -> object:
         try:
             call.enter(context)
-            work = inner(request, context)
+            work = inner(_decoded(request), context)
             response = await (call.bounded(work) if bounded else work)
         except (grpc.aio.AbortError, grpc.aio.BaseError):
             raise
@@ -269,7 +317,7 @@ def _streaming(inner: Any, call: _Call) -> Any:  # noqa: ANN401 - any servicer m
     ) -> AsyncIterator[object]:
         try:
             call.enter(context)
-            async for response in inner(request, context):
+            async for response in inner(_decoded(request), context):
                 yield response
         except (grpc.aio.AbortError, grpc.aio.BaseError):
             raise
