@@ -27,6 +27,8 @@ _TICK_S: Final = 0.3
 _START_LIMIT_S: Final = 20.0
 _WORK_LIMIT_S: Final = 45.0
 _MOVE_LIMIT_S: Final = 15.0
+_WHOLE_LIMIT_S: Final = 57.0
+"""The demo ends within a minute, well or not."""
 _WORD: Final = "light"
 
 
@@ -40,6 +42,7 @@ class Story:
         self._processes = processes
         self._screen = screen
         self._clock = clock
+        self._end = clock.monotonic() + _WHOLE_LIMIT_S
         self._open = ExitStack()
         self.sidecars: list[SidecarPeer] = []
         self.facts = Facts(total=len(corpus()))
@@ -50,6 +53,7 @@ class Story:
 
     def begin(self, redis: str | None) -> None:
         """Start the controller, the tool server and the agents with their sidecars."""
+        self.facts.redis = redis is not None
         processes = self._processes
         module = "outrigger.cli.main"
         processes.start(
@@ -80,7 +84,7 @@ class Story:
     def read(self) -> None:
         """Let the agents read; kill the tool server meanwhile and bring it back."""
         back_at = None
-        deadline = self._clock.monotonic() + _WORK_LIMIT_S
+        deadline = self._deadline(_WORK_LIMIT_S)
         while not self._has_read():
             now = self._clock.monotonic()
             if not self.facts.kills and self._is_time_to_kill():
@@ -223,6 +227,7 @@ class Story:
             agent.delivered = ledger.delivered_count
             agent.live = ledger.live_count
             agent.lost = ledger.lost_count
+            agent.handed_over = ledger.handed_over_count
             agent.sleeps = status.agent.sleep_count
             agent.wakes = status.agent.wake_count
             is_busy |= bool(ledger.live_count or status.agent.load.keep_awake_leases)
@@ -230,8 +235,11 @@ class Story:
         self._screen.show(rows)
         return is_busy
 
+    def _deadline(self, limit_s: float) -> float:
+        return min(self._clock.monotonic() + limit_s, self._end)
+
     def _until(self, is_so: Callable[[], bool], what: str) -> None:
-        deadline = self._clock.monotonic() + _MOVE_LIMIT_S
+        deadline = self._deadline(_MOVE_LIMIT_S)
         while not is_so():
             if self._clock.monotonic() > deadline:
                 raise _stalled(what)

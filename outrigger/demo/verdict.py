@@ -17,6 +17,8 @@ class AgentFacts:
     delivered: int = 0
     live: int = 0
     lost: int = 0
+    handed_over: int = 0
+    """Letters that Redis holds a copy of."""
     sleeps: int = 0
     wakes: int = 0
     passages: int = 0
@@ -51,6 +53,8 @@ class Facts:
     """Different calls that reached the tool server, by its own file."""
     seen_calls: int = 0
     kills: int = 0
+    redis: bool = False
+    """Whether the sidecars were given a Redis."""
     circuit_opened: bool = False
     answered_from_sleep: bool = False
     """Whether a call for a sleeping agent was answered."""
@@ -99,6 +103,9 @@ def judge(facts: Facts) -> Iterator[Claim]:
         all(agent.letters <= agent.buffered for agent in agents),
         f"agents know of {known}, journals of {letters}",
     )
+    if facts.redis:
+        copies = _sum(agents, "handed_over")
+        yield Claim("Redis was given letters", copies > 0, f"{copies} of {letters}")
     yield from _slept(agents)
     yield Claim(
         "a call for a sleeping agent woke it and was answered",

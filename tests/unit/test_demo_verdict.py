@@ -17,6 +17,7 @@ def _good() -> Facts:
             sent=10,
             buffered=4,
             delivered=4,
+            handed_over=2,
             sleeps=1,
             wakes=1,
             passages=10,
@@ -34,6 +35,7 @@ def _good() -> Facts:
         total=20,
         seen_distinct=20,
         seen_calls=21,
+        redis=True,
         kills=1,
         circuit_opened=True,
         answered_from_sleep=True,
@@ -99,6 +101,16 @@ def test_claims_on_agents_can_fail(field, value, claim):
     facts = _good()
     setattr(facts.agents[1], field, value)
     assert _failed(facts) == {claim}
+
+
+def test_redis_claim_can_fail():
+    """Redis is spoken of only where there is one, and then it must hold letters."""
+    facts = _good()
+    for agent in facts.agents:
+        agent.handed_over = 0
+    assert _failed(facts) == {"Redis was given letters"}
+    facts.redis = False
+    assert not _failed(facts)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
