@@ -1,8 +1,17 @@
 """What holds for every test."""
 
-from hypothesis import settings
+import tempfile
 
-# The same examples each time, no deadline on a busy machine, and no folder of
-# examples left in the checkout.
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+# The same examples each time, no deadline on a busy machine, and nothing left in
+# the checkout: what hypothesis caches goes with the run.
+_home = tempfile.TemporaryDirectory(prefix="hypothesis-")
+set_hypothesis_home_dir(_home.name)
 settings.register_profile("outrigger", database=None, deadline=None, derandomize=True)
 settings.load_profile("outrigger")
+
+
+def pytest_unconfigure():
+    _home.cleanup()
