@@ -69,8 +69,9 @@ def test_terminated_demo_stops_what_it_started(home, folder):
         demo.communicate(timeout=30)
         assert demo.returncode == 130
     finally:
-        demo.kill()
-        demo.communicate()
+        # Not SIGKILL: it would leave the demo's own processes behind.
+        demo.terminate()
+        demo.communicate(timeout=30)
     assert len(started) >= 5
     assert len(agents) == 3
     wait_for(lambda: not any(map(is_alive, started | agents)), "end of all")
