@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.certificates import make_certificates
 from tests.support.command import run_apart
-from tests.support.processes import Stack
+from tests.support.processes import PYTHON, Stack
 from tests.support.refusals import (
     SERVERS,
     contents,
@@ -112,6 +112,24 @@ def test_every_mistake_of_a_file_is_told_at_once(tmp_path):
     assert result.code == 2
     for said in ("3 mistakes", "did you mean agent_id?", "colour", "off, on, always"):
         assert said in result.err
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_without_the_command_it_is_the_same(tmp_path, server):
+    """`python -m sidecar` and `python -m controller` have the same codes."""
+    cases = {
+        ("--nonsense",): 2,
+        ("--state", "/proc/outrigger"): 3,
+    }
+    for flags, code in cases.items():
+        words = [*start_words(server, tmp_path / "s", *flags)][1:]
+        done = subprocess.run(
+            [*PYTHON, server, *map(str, words)],
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.count(b"\n")) == (code, 1), done.stderr
 
 
 # The state directory.

@@ -6,6 +6,10 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
+import pytest
+
+from outrigger.core.rpc.errors import from_rpc_error
 from tests.support.command import assert_one_line, command_line, run_apart
 from tests.support.processes import wait_for
 
@@ -73,6 +77,22 @@ def unchanged(folder):
     before = contents(folder)
     yield
     assert contents(folder) == before
+
+
+def _finished(answer):
+    """Read a stream to its end; anything else is at its end."""
+    if not hasattr(answer, "DESCRIPTOR") and not isinstance(answer, bytes):
+        list(answer)
+
+
+def refusal(call, request, **given):
+    """Return (status, reason) of a call that must fail, and check its words."""
+    with pytest.raises(grpc.RpcError) as caught:
+        _finished(call(request, timeout=10, **given))
+    error = from_rpc_error(caught.value)
+    assert error.message
+    assert "\n" not in error.message
+    return caught.value.code().name, error.reason
 
 
 def private(path):
