@@ -1,8 +1,9 @@
 """The doorway: when calls for the agent may go on, and to which process.
 
 Race: between "awake" and the first call handed on a fresh channel must be made, for
-the process may be a new one. Until it is there the doorway is shut and calls are held
-as if the agent still woke.
+the process may be a new one, or serve elsewhere since it attached again. Until the
+channel is there the doorway is shut and calls are held as if the agent still woke.
+One task at a time connects, so that an older connection never replaces a newer one.
 """
 
 from collections.abc import Callable, Coroutine
@@ -75,7 +76,10 @@ class Doorway:
         self._agent = agent
         self._connect = connect
         self._tasks = tasks
-        self._connected = ""
+        self._pid = 0
+        self._address = ""
+        """Where the channel leads; empty is nowhere."""
+        self._is_connecting = False
         self.is_open = False
 
     def wake(self, reason: str) -> None:
@@ -85,33 +89,52 @@ class Doorway:
             Refused: NO_APP_ADDRESS when it is awake and nobody knows where it serves.
             OutriggerError: as the supervisor refuses.
         """
-        if self._agent.awake and not self._agent.app_address:
+        if not self._agent.awake:
+            self._agent.request_wake(0, reason)
+        elif not self._agent.app_address:
             raise Refused("NO_APP_ADDRESS", f"the agent is awake, but {NO_APP}")
-        self._agent.request_wake(0, reason)
 
     def agent_moved(self, held: HeldCalls) -> None:
         """React to any change of the agent."""
-        snapshot = self._agent.snapshot()
-        if not self._agent.awake:
-            self.is_open = False
-            if snapshot.state in _GONE and self._connected:
-                self._connected = ""
-                _ = self._tasks.spawn("doorway", self._connect(None))
-            if snapshot.state is AgentState.FAILED:
-                held.agent_failed(snapshot.reason)
-        elif not self.is_open:
-            _ = self._tasks.spawn("doorway", self._open(snapshot.pid, held))
+        awake, snapshot = self._agent.awake, self._agent.snapshot()
+        if snapshot.state is AgentState.FAILED:
+            held.agent_failed(snapshot.reason)
+        leads_there = self._leads_to(*self._wanted())
+        if awake and leads_there and self.is_open:
+            self._pid = snapshot.pid or self._pid
+            return
+        self.is_open = False
+        if (awake or not leads_there) and not self._is_connecting:
+            self._is_connecting = True
+            _ = self._tasks.spawn("doorway", self._open(held))
 
-    async def _open(self, pid: int, held: HeldCalls) -> None:
-        address = self._agent.app_address
-        if not address:
+    def _wanted(self) -> tuple[int, str]:
+        """Return to which process and address the channel should lead now."""
+        snapshot = self._agent.snapshot()
+        if self._agent.awake:
+            return snapshot.pid, self._agent.app_address
+        if snapshot.state in _GONE:
+            return 0, ""
+        return self._pid, self._address
+
+    def _leads_to(self, pid: int, address: str) -> bool:
+        # An agent that somebody else runs has no pid while its stream is broken; a
+        # fresh channel for that would cancel the calls on this one.
+        return address == self._address and (pid == self._pid or 0 in (pid, self._pid))
+
+    async def _open(self, held: HeldCalls) -> None:
+        try:
+            while not self._leads_to(*(wanted := self._wanted())):
+                await self._connect(wanted[1] or None)
+                self._pid, self._address = wanted
+        finally:
+            self._is_connecting = False
+        # It may have fallen asleep meanwhile; then the next wake opens.
+        if not self._agent.awake:
+            return
+        if not self._address:
             held.agent_failed(NO_APP)
             return
-        connected = f"{pid} {address}"
-        if connected != self._connected:
-            await self._connect(address)
-            self._connected = connected
-        # It may have fallen asleep meanwhile; then the next wake opens.
-        if self._agent.awake and self._agent.snapshot().pid == pid:
-            self.is_open = True
-            held.agent_is_awake()
+        self._pid = self._agent.snapshot().pid or self._pid
+        self.is_open = True
+        held.agent_is_awake()

@@ -125,6 +125,85 @@ async def test_it_stays_shut_if_the_agent_falls_asleep_while_it_connects():
     assert scene.held.told == []
 
 
+async def test_an_agent_that_serves_elsewhere_is_followed():
+    """Awake and open, a new address shuts the doorway until it leads there."""
+    scene = Scene()
+    scene.agent.up(7)
+    await scene.moved()
+    scene.agent.app_address = "127.0.0.1:2"
+    open_meanwhile = []
+    scene.while_connecting = lambda: open_meanwhile.append(scene.doorway.is_open)
+    await scene.moved()
+
+    assert scene.connected == ["127.0.0.1:1", "127.0.0.1:2"]
+    assert open_meanwhile == [False]
+    assert scene.doorway.is_open
+    assert scene.held.told == ["awake", "awake"]
+
+
+async def test_the_newest_address_wins():
+    """An address said while an older one is connected to is connected to last."""
+    scene = Scene()
+    scene.agent.up(7)
+
+    def elsewhere():
+        scene.while_connecting = lambda: None
+        scene.agent.app_address = "127.0.0.1:2"
+        scene.doorway.agent_moved(scene.held)
+
+    scene.while_connecting = elsewhere
+    await scene.moved()
+
+    assert scene.connected == ["127.0.0.1:1", "127.0.0.1:2"]
+    assert scene.held.told == ["awake"]
+
+
+async def test_a_process_that_ends_while_it_is_connected_to_leaves_no_channel():
+    """Nobody dials for ever where the process died before the channel was made."""
+    scene = Scene()
+    scene.agent.up(7)
+
+    def asleep():
+        scene.agent.state = AgentState.ASLEEP
+
+    scene.while_connecting = asleep
+    await scene.moved()
+
+    assert scene.connected == ["127.0.0.1:1", None]
+    assert not scene.doorway.is_open
+
+
+@pytest.mark.parametrize(("pid", "connects"), [(7, 1), (8, 2)])
+async def test_a_broken_stream_leaves_the_channel_alone(pid, connects):
+    """Without a pid nothing is known to have changed; another pid is a new process."""
+    scene = Scene()
+    for now in (7, 0, pid):
+        scene.agent.up(now)
+        await scene.moved()
+
+    assert len(scene.connected) == connects
+    assert scene.doorway.is_open
+
+
+async def test_a_pid_told_late_is_remembered():
+    """Opened before anybody attached, it still notices the process after that one."""
+    scene = Scene()
+    for now in (0, 7, 8):
+        scene.agent.up(now)
+        await scene.moved()
+
+    assert len(scene.connected) == 2
+
+
+async def test_a_call_waits_for_an_awake_agent_without_waking_it():
+    """While the channel is made nobody is asked to wake an agent that is awake."""
+    scene = Scene()
+    scene.agent.up(7)
+    scene.doorway.wake("a call to /s/M")
+
+    assert scene.agent.asked == []
+
+
 async def test_a_failed_agent_gives_the_held_calls_up():
     """They are told why."""
     scene = Scene()
