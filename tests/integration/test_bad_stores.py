@@ -188,7 +188,7 @@ def test_a_journal_that_is_full_refuses_and_keeps_what_it_took(stack, cramped):
     assert {error.reason for error in refusals} <= {"STORE_FAILED", "STORE_FULL"}
     assert len(accepted) + len(refusals) == 12
     assert "Traceback" not in cramped.text()
-    cramped.kill(15)
+    assert cramped.kill(15) == 0
 
     upstream = stack.upstream()
     target = f"default={upstream.target}"
