@@ -37,7 +37,6 @@ from sidecar.agent.ports import SleepMode, SupervisorPorts, SupervisorSettings
 from sidecar.agent.records import LifecycleRecords
 from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
-from sidecar.agent.traffic import Side, Traffic
 from sidecar.call.descriptor import Answer, Metadata, Resolution
 from sidecar.call.guard import CallGuard, GuardSettings
 from sidecar.call.metadata import without_credentials
@@ -97,6 +96,7 @@ class Sidecar:
         self._state = state
         self._clock = clock
         self._has_recovered = False
+        self._has_agent = False
         self._rng = SystemRng()
         self._database = database
         self._events = EventLog(agent_id=config.agent_id, clock=clock)
@@ -136,11 +136,6 @@ class Sidecar:
         )
         self._inbound_channels = UpstreamChannels({}, lambda _: None, tasks=self._tasks)
         self._inbound_wire = self._make_inbound_wire()
-        self._traffic = Traffic(
-            Side(self._guard.counts, self._wire.open_streams),
-            Side(self._inbound.counts, self._inbound_wire.open_streams),
-            clock=clock,
-        )
         self._meter = self._make_meter()
         self._status = self._make_status()
         self._reporter = self._make_reporter()
@@ -266,8 +261,10 @@ class Sidecar:
                 clock=self._clock,
                 rng=self._rng,
                 tasks=self._tasks,
-                busy=lambda: self._traffic.busy(),  # noqa: PLW0108 - made later
-                begun=lambda: self._traffic.begun(),  # noqa: PLW0108 - made later
+                busy=lambda: (
+                    self._guard.counts.in_flight + self._inbound.counts.in_flight
+                ),
+                begun=lambda: self._guard.counts.begun + self._inbound.counts.begun,
                 accepts=accepts,
             ),
             records=LifecycleRecords(self._database, config.agent_id),
@@ -295,7 +292,8 @@ class Sidecar:
     def _make_status(self) -> Status:
         return Status(
             snapshot=self._supervisor.snapshot,
-            traffic=self._traffic,
+            outbound=self._guard.counts,
+            inbound=self._inbound.counts,
             leases=self._leases,
             meter=self._meter,
             live_letters=lambda: self._census.live,
@@ -339,7 +337,7 @@ class Sidecar:
                 agent_id=agent_id,
                 on_saved=self._supervisor.checkpoint_saved,
             ),
-            circuits=CircuitServicer(self._guard, clock, stored=self._circuits.store),
+            circuits=CircuitServicer(self._guard, clock),
             letters=LetterServicer(
                 self._journal,
                 route=self._route,
@@ -379,6 +377,7 @@ class Sidecar:
         addresses = await self._listen_api()
         self._spawn_loops()
         await self._supervisor.start()
+        self._has_agent = True
         return addresses
 
     async def run(self, stopped: asyncio.Event) -> int:
@@ -404,7 +403,8 @@ class Sidecar:
     def _endings(self) -> Iterator[Step]:
         yield "wire.stop", lambda: self._wire.stop(_GRACE_S)
         yield "inbound.stop", lambda: self._inbound_wire.stop(_GRACE_S)
-        yield "agent.stop", self._supervisor.stop
+        if self._has_agent:
+            yield "agent.stop", self._supervisor.stop
         if self._has_recovered:
             yield "delivery.stop", lambda: self._delivery.stop(_GRACE_S)
             yield "circuits.store", self._circuits.store
@@ -518,11 +518,13 @@ class Sidecar:
         return self._routes.route(method, upstream or None).upstream
 
     def _evidence(self, cpu_ratio: float | None) -> Evidence:
+        streams = self._wire.open_streams() + self._inbound_wire.open_streams()
+        in_flight = self._guard.counts.in_flight + self._inbound.counts.in_flight
         return Evidence(
-            calls_in_flight=self._traffic.calls(),
+            calls_in_flight=max(in_flight - len(streams), 0),
             leases=self._leases.count(self._clock.monotonic()),
             last_call=max(self._guard.last_activity, self._inbound.last_activity),
-            stream_messages=self._traffic.streams(),
+            stream_messages=streams,
             cpu_ratio=cpu_ratio,
         )
 
