@@ -2,8 +2,10 @@
 
 import enum
 import hmac
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from outrigger.core.errors import Denied, Overloaded, Unauthenticated
 
@@ -125,3 +127,69 @@ class RateLimit:
                 retry_after_s=(1 - level) / self._rate_per_s,
             )
         self._buckets[who] = (level - 1, now)
+
+
+_ANONYMOUS: Final = "calls without a token"
+_LASTING: Final = "streams without a token"
+_KNOWN: Final = "calls with a token"
+_AGENTS: Final = "calls of agents"
+_ANONYMOUS_PLACES: Final = 32
+_SHARE: Final = 3 / 4
+"""What part of the places those may take who must leave some for others."""
+
+
+class Places:
+    """The calls that may be in flight at once, so that nobody locks out others.
+
+    Callers without a token have a few places of their own, and their streams leave
+    some of those to their short calls: anybody's health checks go on. Of the other
+    places, agents leave some to operators.
+    """
+
+    def __init__(self) -> None:
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def taken(self) -> int:
+        """Return how many calls are in flight."""
+        return self._taken[_ANONYMOUS] + self._taken[_KNOWN]
+
+    def take(self, who: Principal, most: int, *, lasts: bool) -> tuple[str, ...]:
+        """Take a place; give back what is returned.
+
+        Args:
+            who: who calls.
+            most: places for all callers with a token.
+            lasts: the call is a stream, which may stay for ever.
+
+        Raises:
+            Overloaded: TOO_MANY_CALLS.
+        """
+        bounds = _bounds(who, most, lasts=lasts)
+        for kind, bound in bounds.items():
+            if self._taken[kind] >= bound:
+                raise Overloaded(
+                    "TOO_MANY_CALLS",
+                    f"{bound} {kind} are in flight here, which is all that"
+                    " may be: end some, or come back later",
+                    retry_after_s=1.0,
+                )
+        self._taken.update(bounds.keys())
+        return tuple(bounds)
+
+    def give_back(self, kinds: Iterable[str]) -> None:
+        """Give back what `take` returned."""
+        self._taken.subtract(kinds)
+
+
+def _bounds(who: Principal, most: int, *, lasts: bool) -> dict[str, int]:
+    """Return what a call counts as, and the most there may be of that."""
+    if who.role is None:
+        bounds = {_ANONYMOUS: _ANONYMOUS_PLACES}
+        return bounds | ({_LASTING: _part(_ANONYMOUS_PLACES)} if lasts else {})
+    bounds = {_KNOWN: most}
+    return bounds | ({_AGENTS: _part(most)} if who.role is Role.AGENT else {})
+
+
+def _part(places: int) -> int:
+    return max(1, int(places * _SHARE))

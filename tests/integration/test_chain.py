@@ -4,16 +4,18 @@ import socket
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrigger.core.access import Principal, RateLimit, Role, Rule, Tokens
-from outrigger.core.clock import SystemClock
-from outrigger.core.errors import Conflict, Invalid, Refused
+from outrigger.core.errors import Bug, Conflict, Invalid, Refused
 from outrigger.core.rpc.chain import Chain, Policy, principal_of
 from outrigger.core.rpc.errors import from_rpc_error
+from outrigger.core.rpc.public import PUBLIC_ACCESS, serve_public
 from outrigger.core.rpc.server import SERVER_OPTIONS, TlsFiles, bind, channel
 from outrigger.v1 import circuit_service_pb2 as pb
 from outrigger.v1 import circuit_service_pb2_grpc as pb_grpc
 from outrigger.v1 import sidecar_service_pb2, sidecar_service_pb2_grpc
+from tests.support.clock import FakeClock
 
 SERVICE = "/outrigger.v1.CircuitService/"
 OPERATOR = (("outrigger-token", "op"),)
@@ -35,6 +37,8 @@ class Circuits(pb_grpc.CircuitServiceServicer):
         return pb.GetCircuitResponse(circuit={"name": who})
 
     async def IsolateCircuit(self, request, context):
+        if request.circuit_id == "slow":
+            await asyncio.Event().wait()
         return pb.IsolateCircuitResponse()
 
     async def RestoreCircuit(self, request, context):
@@ -46,6 +50,8 @@ class Sidecar(sidecar_service_pb2_grpc.SidecarServiceServicer):
 
     async def Watch(self, request, context):
         yield sidecar_service_pb2.SidecarServiceWatchResponse()
+        if ("stay", "1") in context.invocation_metadata():
+            await asyncio.Event().wait()
         raise Refused("ENOUGH", "enough")
 
 
@@ -60,6 +66,7 @@ async def api(tmp_path):
     operators = frozenset({Role.OPERATOR})
     policy = Policy(
         table={
+            **PUBLIC_ACCESS,
             SERVICE + "GetCircuit": Rule(roles=frozenset(Role)),
             SERVICE + "IsolateCircuit": Rule(roles=operators, mutating=True),
             "/outrigger.v1.SidecarService/Watch": Rule(roles=operators),
@@ -67,7 +74,7 @@ async def api(tmp_path):
         tokens=Tokens(
             {"op": Principal(Role.OPERATOR), "ag": Principal(Role.AGENT, "a-1")}
         ),
-        clock=SystemClock(),
+        clock=FakeClock(),
         report=reports.append,
         audit=audit,
         limit=RateLimit(rate_per_s=0.001, burst=2),
@@ -76,10 +83,12 @@ async def api(tmp_path):
     server = grpc.aio.server(interceptors=[Chain(policy)], options=SERVER_OPTIONS)
     pb_grpc.add_CircuitServiceServicer_to_server(Circuits(), server)
     sidecar_service_pb2_grpc.add_SidecarServiceServicer_to_server(Sidecar(), server)
+    health = serve_public(server, ())
     address = bind(server, f"unix:{tmp_path}/api.sock", "--api")
     await server.start()
     async with channel(address) as connection:
         yield connection, policy, audited, reports
+    health.stop()
     await server.stop(0)
 
 
@@ -88,6 +97,23 @@ async def failure(call):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return from_rpc_error(caught.value)
+
+
+async def wait_for(is_so):
+    """Wait until something is so."""
+    async with asyncio.timeout(5):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+def isolate(api, metadata=OPERATOR, **request):
+    stub = pb_grpc.CircuitServiceStub(api[0])
+    return stub.IsolateCircuit(pb.IsolateCircuitRequest(**request), metadata=metadata)
+
+
+def slow_read(api, metadata):
+    stub = pb_grpc.CircuitServiceStub(api[0])
+    return stub.GetCircuit(pb.GetCircuitRequest(circuit_id="slow"), metadata=metadata)
 
 
 async def test_the_handler_knows_who_calls(api):
@@ -194,14 +220,13 @@ async def test_a_full_server_refuses_and_recovers(api):
     stub = pb_grpc.CircuitServiceStub(api[0])
     api[1].max_in_flight = 1
     slow = stub.GetCircuit(pb.GetCircuitRequest(circuit_id="slow"), metadata=OPERATOR)
-    while not api[1].in_flight:
-        await asyncio.sleep(0.005)
+    await wait_for(lambda: api[1].places.taken)
 
     error = await failure(stub.GetCircuit(pb.GetCircuitRequest(), metadata=OPERATOR))
     assert error.reason == "TOO_MANY_CALLS"
 
     await failure(slow)
-    assert api[1].in_flight == 0
+    assert api[1].places.taken == 0
     await stub.GetCircuit(pb.GetCircuitRequest(), metadata=OPERATOR)
 
 
@@ -215,6 +240,170 @@ async def test_a_stream_may_fail_after_its_first_message(api):
     assert await stream.read() is not grpc.aio.EOF
     error = await failure(stream.read())
     assert error.reason == "ENOUGH"
+
+
+async def test_a_change_whose_caller_goes_away_is_recorded(api):
+    """It may be done, so it stands in the audit, however late its record is kept."""
+    sink, may_keep = api[1].book._sink, asyncio.Event()
+
+    async def slow_sink(entry):
+        await may_keep.wait()
+        await sink(entry)
+
+    api[1].book._sink = slow_sink
+    call = isolate(api, circuit_id="slow")
+    await wait_for(lambda: api[1].places.taken)
+
+    call.cancel()
+    await wait_for(lambda: api[1].counts[SERVICE + "IsolateCircuit", 1])
+    assert not api[2]
+    may_keep.set()
+    await wait_for(lambda: not api[1].places.taken)
+
+    (entry,) = api[2]
+    assert (entry.principal, entry.status_code) == ("operator", 1)
+
+
+async def test_a_caller_that_goes_away_late_loses_no_record(api):
+    """The record of a change that is done is kept though its call is cancelled."""
+    sink, began, may_keep = api[1].book._sink, asyncio.Event(), asyncio.Event()
+
+    async def slow_sink(entry):
+        began.set()
+        await may_keep.wait()
+        await sink(entry)
+
+    api[1].book._sink = slow_sink
+    call = isolate(api)
+    await began.wait()
+
+    call.cancel()
+    await wait_for(lambda: not api[1].places.taken)
+    assert not api[2]
+    may_keep.set()
+
+    await wait_for(lambda: api[2])
+    assert api[2][0].status_code == 0
+
+
+async def test_a_stream_whose_caller_goes_away_gives_its_place_back(api):
+    """Nothing was changed: it is counted and not recorded."""
+    stub = sidecar_service_pb2_grpc.SidecarServiceStub(api[0])
+    stream = stub.Watch(
+        sidecar_service_pb2.SidecarServiceWatchRequest(),
+        metadata=(*OPERATOR, ("stay", "1")),
+    )
+    await stream.read()
+
+    stream.cancel()
+
+    await wait_for(lambda: api[1].counts["/outrigger.v1.SidecarService/Watch", 1])
+    await wait_for(lambda: not api[1].places.taken)
+    assert not api[2]
+
+
+@pytest.mark.parametrize("metadata", [OPERATOR, AGENT])
+async def test_an_audit_that_fails_ends_the_call_by_name(api, metadata):
+    """Neither a change nor a refusal is answered as if it had been recorded."""
+
+    async def broken(entry):
+        raise OSError("no disk")
+
+    api[1].book._sink = broken
+
+    error = await failure(isolate(api, metadata))
+
+    assert (type(error), error.reason) == (Bug, "NOT_RECORDED")
+    assert "look at what it changed" in error.message
+    assert "no disk" in api[3][0].causes[0]
+
+
+async def test_an_audit_that_fails_after_a_cancellation_is_reported(api):
+    """Nobody is there to be told."""
+
+    async def broken(entry):
+        raise OSError("no disk")
+
+    api[1].book._sink = broken
+    call = isolate(api, circuit_id="slow")
+    await wait_for(lambda: api[1].places.taken)
+
+    call.cancel()
+
+    await wait_for(lambda: not api[1].places.taken)
+    assert "no disk" in api[3][0].causes[0]
+
+
+async def flood(api, count):
+    """Call without a token; return the reasons of what was recorded of it."""
+    before = len(api[2])
+    for _ in range(count):
+        assert (await failure(isolate(api, None))).reason == "NO_TOKEN"
+    return [entry.reason for entry in api[2][before:]]
+
+
+async def test_strangers_cannot_fill_the_audit(api):
+    """A few of their refusals are recorded, and later how many more there were."""
+    clock = api[1].clock
+    assert await flood(api, 30) == ["NO_TOKEN"] * 20
+
+    clock.advance(1)
+    assert await flood(api, 2) == ["NO_TOKEN; 10 more refusals were not recorded"]
+
+    clock.advance(1)
+    assert await flood(api, 1) == ["NO_TOKEN; 1 more refusals were not recorded"]
+    clock.advance(1)
+    assert await flood(api, 1) == ["NO_TOKEN"]
+
+
+async def test_what_strangers_did_is_told_beside_the_next_change(api):
+    """It is an entry of its own: the change keeps its own reason."""
+    await flood(api, 23)
+    del api[2][:]
+
+    await isolate(api)
+    await wait_for(lambda: len(api[2]) == 2)
+
+    change, told = sorted(api[2], key=lambda entry: entry.status_code)
+    assert (change.principal, change.reason) == ("operator", "")
+    assert (told.principal, told.method) == ("anonymous", "*")
+    assert told.reason == "3 more refusals were not recorded"
+
+
+async def test_strangers_cannot_take_the_places_of_others(api):
+    """Their streams leave room for health checks, and all of them for us."""
+    health = health_pb2_grpc.HealthStub(api[0])
+    request = health_pb2.HealthCheckRequest()
+    streams = [health.Watch(request) for _ in range(24)]
+    for stream in streams:
+        assert (await stream.read()).status
+
+    for stream in [health.Watch(request) for _ in range(9)]:
+        assert (await failure(stream.read())).reason == "TOO_MANY_CALLS"
+    assert api[1].places.taken == 24
+    assert (await health.Check(request)).status
+    api[1].max_in_flight = 1
+    await isolate(api)
+
+    for stream in streams:
+        stream.cancel()
+    await wait_for(lambda: not api[1].places.taken)
+
+
+async def test_agents_leave_places_to_operators(api):
+    """An agent that calls in a loop does not lock its operator out."""
+    api[1].max_in_flight = 4
+    api[1].unary_limit_s = 60
+    calls = [slow_read(api, AGENT) for _ in range(3)]
+    await wait_for(lambda: api[1].places.taken == 3)
+
+    error = await failure(slow_read(api, AGENT))
+    assert error.reason == "TOO_MANY_CALLS"
+    assert "3 calls of agents are in flight" in error.message
+    await isolate(api)
+
+    for call in calls:
+        call.cancel()
 
 
 async def test_a_taken_port_is_refused_by_name_unless_it_may_move():

@@ -265,7 +265,7 @@ class TestBrokenStreams:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        while api.policy.in_flight:
+        while api.policy.places.taken:
             await asyncio.sleep(0.005)
 
         assert files(api.root) == {}

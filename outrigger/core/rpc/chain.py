@@ -11,18 +11,27 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
 from outrigger.core import names
-from outrigger.core.access import Principal, RateLimit, Rule, Tokens, authorise
+from outrigger.core.access import (
+    Places,
+    Principal,
+    RateLimit,
+    Rule,
+    Tokens,
+    authorise,
+)
 from outrigger.core.clock import Clock
-from outrigger.core.errors import Bug, Invalid, OutriggerError, Overloaded, TimedOut
+from outrigger.core.errors import Bug, Invalid, OutriggerError, TimedOut
 from outrigger.core.rng import new_instance_id
+from outrigger.core.rpc.audit import AuditBook, Audited, AuditSink, no_audit
 from outrigger.core.rpc.errors import (
     as_outrigger,
     code_number,
@@ -38,32 +47,8 @@ _LIMIT_CHANGES_PER_S = 50.0
 _LIMIT_BURST = 200.0
 _UNARY_LIMIT_S = 30.0
 _REQUEST_ID_CHARS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Audited:
-    """One call of a mutating method, or any refused call."""
-
-    principal: str
-    method: str
-    subject: str
-    status_code: int
-    """gRPC status number it was answered with."""
-    reason: str
-    """Reason of the refusal; empty when it was let through."""
-
-
-class AuditSink(Protocol):
-    """Where audit entries go."""
-
-    def __call__(self, entry: Audited, /) -> Awaitable[None]:
-        """Keep one entry; it is answered to the caller only after this."""
-        ...
-
-
-async def no_audit(entry: Audited) -> None:
-    """Log an entry; for servers that keep no audit of their own."""
-    _log.info("audit %s", entry)
+_OK: Final = code_number(grpc.StatusCode.OK)
+_CANCELLED: Final = code_number(grpc.StatusCode.CANCELLED)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,12 +67,18 @@ class Policy:
             rate_per_s=_LIMIT_CHANGES_PER_S, burst=_LIMIT_BURST
         )
     )
-    max_in_flight: int = _MAX_IN_FLIGHT
     unary_limit_s: float = _UNARY_LIMIT_S
     """Longest a call with one response may take, whatever its own deadline."""
-    in_flight: int = 0
+    max_in_flight: int = _MAX_IN_FLIGHT
+    """For callers with a token; of these, agents leave some to operators."""
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
     """Calls ended, by method and gRPC status number."""
+    places: Places = field(default_factory=Places)
+    book: AuditBook = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Open the book of the audit."""
+        self.book = AuditBook(self.audit, self.clock, self.report)
 
 
 _PRINCIPALS: dict[int, Principal] = {}
@@ -143,8 +134,11 @@ class _Call:
         )
         self._principal = Principal(None)
         self._rule = Rule()
+        self._places: tuple[str, ...] = ()
 
-    def enter(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def enter(
+        self, context: grpc.aio.ServicerContext[Any, Any], *, lasts: bool = False
+    ) -> None:
         """Authenticate, authorise and bound the call."""
         policy = self._policy
         token = self._metadata.get(names.TOKEN_METADATA)
@@ -154,19 +148,16 @@ class _Call:
         self._rule = authorise(policy.table, self._method, self._principal)
         if self._rule.mutating:
             policy.limit.take(self._principal.name, policy.clock.monotonic())
-        if policy.in_flight >= policy.max_in_flight:
-            raise Overloaded(
-                "TOO_MANY_CALLS",
-                f"more than {policy.max_in_flight} calls are in flight here",
-                retry_after_s=1.0,
-            )
-        policy.in_flight += 1
+        self._places = policy.places.take(
+            self._principal, policy.max_in_flight, lasts=lasts
+        )
         _PRINCIPALS[id(context)] = self._principal
 
     def leave(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Give back what `enter` took, if it took it."""
-        if _PRINCIPALS.pop(id(context), None) is not None:
-            self._policy.in_flight -= 1
+        if self._places:
+            del _PRINCIPALS[id(context)]
+            self._policy.places.give_back(self._places)
 
     async def bounded(self, work: Awaitable[object]) -> object:
         """Wait for a handler with one response, no longer than the limit."""
@@ -180,40 +171,63 @@ class _Call:
                 " here; it may or may not have happened: look before asking again",
             ) from error
 
-    async def audit(self, error: OutriggerError | None, request: object) -> None:
-        """Count the call; record it if it changed something or was refused."""
-        number = 0 if error is None else code_number(status_code(error))
-        self._policy.counts[self._method, number] += 1
-        refused = error is not None and not isinstance(error, Bug)
-        if not (self._rule.mutating or refused):
-            return
-        subject = getattr(request, "agent_id", "") or self._principal.agent_id
-        await self._policy.audit(
-            Audited(
-                principal=self._principal.name,
-                method=self._method,
-                subject=str(subject),
-                status_code=number,
-                reason="" if error is None else error.reason,
-            )
-        )
-
-    async def refuse(
+    async def end(
         self,
         context: grpc.aio.ServicerContext[Any, Any],
-        raised: Exception,
+        raised: Exception | None,
         request: object,
     ) -> None:
-        """Answer an error; always raises."""
+        """Count and record the call; what it raised is answered: raises then."""
+        error = None if raised is None else self._understood(raised)
+        try:
+            await self._audit(error, request)
+        except Bug as unrecorded:
+            error = unrecorded
+        if error is not None:
+            await context.abort(
+                status_code(error),
+                error.message,
+                trailing_metadata=details_metadata(error),
+            )
+
+    async def cancelled(self, request: object) -> None:
+        """Count and record a call whose caller is gone: a change may be done."""
+        self._policy.counts[self._method, _CANCELLED] += 1
+        if self._rule.mutating:
+            with suppress(Bug):  # reported already, and nobody is left to be told
+                await self._policy.book.add(self._entry(_CANCELLED, "", request))
+
+    def _understood(self, raised: Exception) -> OutriggerError:
         error = as_outrigger(raised)
         if isinstance(error, Bug):
             _log.error("%s %s failed", self._method, self._request_id, exc_info=raised)
             self._policy.report(
                 describe(self._method, raised, subject=self._request_id)
             )
-        await self.audit(error, request)
-        await context.abort(
-            status_code(error), error.message, trailing_metadata=details_metadata(error)
+        return error
+
+    async def _audit(self, error: OutriggerError | None, request: object) -> None:
+        """Count the call; record it if it changed something or was refused.
+
+        Raises:
+            Bug: NOT_RECORDED.
+        """
+        number = _OK if error is None else code_number(status_code(error))
+        self._policy.counts[self._method, number] += 1
+        refused = error is not None and not isinstance(error, Bug)
+        if not (self._rule.mutating or refused):
+            return
+        reason = "" if error is None else error.reason
+        await self._policy.book.add(self._entry(number, reason, request))
+
+    def _entry(self, number: int, reason: str, request: object) -> Audited:
+        subject = getattr(request, "agent_id", "") or self._principal.agent_id
+        return Audited(
+            principal=self._principal.name,
+            method=self._method,
+            subject=str(subject),
+            status_code=number,
+            reason=reason,
         )
 
 
@@ -299,11 +313,14 @@ def _unary(inner: Any, call: _Call, *, bounded: bool) -> Any:  # noqa: ANN401 - 
             response = await (call.bounded(work) if bounded else work)
         except (grpc.aio.AbortError, grpc.aio.BaseError):
             raise
+        except asyncio.CancelledError:
+            await call.cancelled(request)
+            raise
         except Exception as error:
-            await call.refuse(context, error, request)
+            await call.end(context, error, request)
             raise
         else:
-            await call.audit(None, request)
+            await call.end(context, None, request)
             return response
         finally:
             call.leave(context)
@@ -316,16 +333,19 @@ def _streaming(inner: Any, call: _Call) -> Any:  # noqa: ANN401 - any servicer m
         request: object, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[object]:
         try:
-            call.enter(context)
+            call.enter(context, lasts=True)
             async for response in inner(_decoded(request), context):
                 yield response
         except (grpc.aio.AbortError, grpc.aio.BaseError):
             raise
+        except asyncio.CancelledError:
+            await call.cancelled(request)
+            raise
         except Exception as error:
-            await call.refuse(context, error, request)
+            await call.end(context, error, request)
             raise
         else:
-            await call.audit(None, request)
+            await call.end(context, None, request)
         finally:
             call.leave(context)
 
