@@ -91,14 +91,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "letters_live_max",
         values.between(values.integer, 1),
         100_000,
-        "Most letters not yet at an end; more are refused.",
+        "Most letters kept: waiting, parked and expired; more are refused.",
         "COUNT",
     ),
     Option(
         "letters_bytes_max",
         values.size_bytes,
         1 << 30,
-        "Most bytes of such letters; more are refused.",
+        "Most bytes of letters kept, counted likewise; more are refused.",
         "SIZE",
     ),
     Option(

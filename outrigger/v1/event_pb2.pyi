@@ -284,7 +284,7 @@ class RecoveryEvent(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     ELAPSED_S_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
-    """What recovered: circuit, journal, agent, controller, redis."""
+    """What recovered: agent, controller, store, shared tier."""
     elapsed_s: _builtins.float
     """Seconds from the first failure seen to the recovery."""
     def __init__(

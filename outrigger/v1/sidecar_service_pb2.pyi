@@ -71,7 +71,9 @@ class CallCounters(_message.Message):
     in_flight_count: _builtins.int
     """Output only. Calls in flight."""
     held_count: _builtins.int
-    """Output only. Inbound calls held while the agent slept."""
+    """Output only. Inbound calls held now, until the agent is awake; not a count
+    since the start.
+    """
     @_builtins.property
     def refused_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Output only. Calls refused by the sidecar, by what refused."""

@@ -18,7 +18,7 @@ Races, and who wins:
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +32,13 @@ from sidecar.call.descriptor import Answer, Origin, Outcome, Trailers
 from sidecar.letters.journal import Journal
 from sidecar.letters.table import Route
 from sidecar.policy.lane import Lane
-from sidecar.policy.letter import Letter, LetterInput
+from sidecar.policy.letter import (
+    NO_UPSTREAM,
+    UNSAFE_METHOD,
+    Letter,
+    LetterInput,
+    never_unsafe,
+)
 from sidecar.policy.verdict import Class, SendResult, classify, judge
 from sidecar.wire.protocol import Sent
 
@@ -77,6 +83,8 @@ class Delivery:
         publish: Callable[[Payload], object],
         retry_after: Callable[[str, str], float | None],
         settings: DeliverySettings | None = None,
+        upstreams: Collection[str] | None = None,
+        unsafe: Callable[[str, str], bool] = never_unsafe,
     ) -> None:
         """Listen to the journal; `run` does the rest.
 
@@ -90,6 +98,10 @@ class Delivery:
             retry_after: seconds until a circuit of (upstream, method) may admit;
                 None when it does now.
             settings: bounds.
+            upstreams: names of those configured; letters of others are held. None
+                means that every upstream is.
+            unsafe: says of a configured upstream and a method whether a second send
+                may do harm; such letters are held.
         """
         self._journal = journal
         self._send = send
@@ -99,12 +111,17 @@ class Delivery:
         self._publish = publish
         self._retry_after = retry_after
         self._settings = settings or DeliverySettings()
+        self._upstreams = upstreams
+        self._unsafe = unsafe
         self._lanes: dict[str, Lane] = {}
         self._bell = asyncio.Event()
         self._out: set[asyncio.Task[None]] = set()
         self._failed_at: dict[str, int] = {}
         """Letter id to its lane's successes when it failed last."""
         self._denied: set[tuple[str, str]] = set()
+        self._barred: set[tuple[str, str]] = set()
+        """What alerts were about: reason, and upstream or method."""
+        self._has_freed = False
         self._suspect_out = False
         self._quiet_until: dict[str, float] = {}
         self._sweep_at = 0.0
@@ -150,6 +167,9 @@ class Delivery:
 
     async def _round(self) -> float:
         """Send what may go now; return when to look again, monotonic seconds."""
+        if not self._has_freed:
+            await self._free()
+            self._has_freed = True
         now = self._clock.monotonic()
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_S
@@ -160,13 +180,36 @@ class Delivery:
         waiting: dict[str, list[Route]] = {}
         for route in await self._journal.routes():
             due_in_s = route.first_due_wall_s - self._clock.wall()
-            if due_in_s > 0:
+            if bar := self._bar(route.upstream, route.method):
+                await self._keep_back(route, bar)
+            elif due_in_s > 0:
                 until = min(until, now + due_in_s)
             else:
                 waiting.setdefault(route.upstream, []).append(route)
         for upstream, routes in waiting.items():
             until = min(until, await self._serve(upstream, routes, now))
         return until
+
+    def _bar(self, upstream: str, method: str) -> str:
+        """Return why letters must not be sent, as things are configured; or ""."""
+        if self._upstreams is not None and upstream not in self._upstreams:
+            return NO_UPSTREAM
+        return UNSAFE_METHOD if self._unsafe(upstream, method) else ""
+
+    async def _keep_back(self, route: Route, bar: str) -> None:
+        """Hold letters until a later start finds them free to go."""
+        count = await self._journal.hold(route, bar)
+        what = route.upstream if bar == NO_UPSTREAM else route.method
+        if (bar, what) in self._barred:
+            return
+        self._barred.add((bar, what))
+        self._publish(Alerted(name="LETTERS_HELD", message=_held(route, bar, count)))
+
+    async def _free(self) -> None:
+        """Let go what earlier runs kept back for a reason that is gone."""
+        for held in await self._journal.kept_back((NO_UPSTREAM, UNSAFE_METHOD)):
+            if self._bar(held.upstream, held.method) != held.reason:
+                await self._journal.free(held)
 
     async def _serve(self, upstream: str, due: list[Route], now: float) -> float:
         """Send letters of one upstream; return when to look at it again."""
@@ -341,6 +384,20 @@ class Delivery:
     async def _ring_after(self, seconds: float) -> None:
         await self._clock.sleep(seconds)
         self._bell.set()
+
+
+def _held(route: Route, bar: str, count: int) -> str:
+    if bar == NO_UPSTREAM:
+        return (
+            f"upstream {route.upstream!r} is not configured any more: its letters are"
+            f" held, {count} for {route.method}; configure it and start again, or"
+            " discard them"
+        )
+    return (
+        f"{route.method} is declared unsafe, and a letter may be sent more than once:"
+        f" its letters are held, {count} for {route.upstream!r}; change the rule and"
+        " start again, or discard them"
+    )
 
 
 def _result(outcome: Outcome) -> SendResult | Answer:

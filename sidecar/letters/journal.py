@@ -33,7 +33,7 @@ from sidecar.letters.record import SCHEMA, digest, letter_of
 from sidecar.letters.redrive import Redrive
 from sidecar.letters.selection import LetterFilter, LetterPage, page
 from sidecar.letters.table import LetterTable, Moves, Route, request_of
-from sidecar.letters.upkeep import Upkeep
+from sidecar.letters.upkeep import KeptBack, Upkeep
 from sidecar.policy.letter import (
     LIVE,
     Ledger,
@@ -269,6 +269,16 @@ class Journal:
         """Hold all that is pending for a method; return how many that were."""
         return await self._bulk.hold(route, reason, self._clock.wall())
 
+    async def kept_back(self, reasons: Sequence[str]) -> Sequence[KeptBack]:
+        """Return methods of upstreams that have letters held for one of `reasons`."""
+        return await self._db.read(lambda conn: self._upkeep.kept_back(conn, reasons))
+
+    async def free(self, held: KeptBack) -> int:
+        """Make what is held so pending again, as due as it was; return how many."""
+        return await self._bulk.free(
+            held.upstream, held.method, held.reason, self._clock.wall()
+        )
+
     # Carrying.
 
     async def export(self, chosen: LetterFilter) -> AsyncIterator[Letter]:
@@ -475,6 +485,6 @@ def _checked(letter: Letter, limits: LetterLimits) -> Letter:
         raise Invalid(
             "LETTER_TOO_LARGE",
             f"the request has {letter.request_size_bytes} bytes and a letter may have"
-            f" {limits.max_request_bytes}: send less, or raise the limit",
+            f" {limits.max_request_bytes}: send less, or send it in parts",
         )
     return letter

@@ -24,7 +24,8 @@ from sidecar.policy.letter import (
 )
 
 _CHUNK: Final = 200
-_Change = Callable[[Letter], dict[str, Any]]
+_Change = Callable[[Letter], dict[str, Any] | None]
+"""What to change in a letter that moves; None leaves it where it is."""
 
 
 class Move(Protocol):
@@ -106,9 +107,30 @@ class Redrive:
         chosen = LetterFilter(
             states=(LetterState.PENDING,), upstream=route.upstream, method=route.method
         )
-        changes = {"reason": reason, "next_attempt_wall_s": None}
+        changes = {"reason": reason}  # and due when it was, for when it is freed
         return await self._all(
             await self.ids(chosen), LetterInput.HOLD, lambda _: changes, now_wall_s
+        )
+
+    async def free(
+        self, upstream: str, method: str, reason: str, now_wall_s: float
+    ) -> int:
+        """Make pending again what is held for a reason; return how many that were."""
+        chosen = LetterFilter(
+            states=(LetterState.HELD,), upstream=upstream, method=method
+        )
+
+        def freed(letter: Letter) -> dict[str, Any] | None:
+            if letter.reason != reason:
+                return None
+            due = letter.next_attempt_wall_s
+            return {
+                "reason": "RELEASED",
+                "next_attempt_wall_s": now_wall_s if due is None else due,
+            }
+
+        return await self._all(
+            await self.ids(chosen), LetterInput.RELEASE, freed, now_wall_s
         )
 
     async def _all(
@@ -151,7 +173,10 @@ class Redrive:
                 return self._broken(conn, row, what, moves, now_wall_s)
             if (letter.state, what) not in TRANSITIONS:
                 return False
-            self._table.apply(conn, row[0], letter, what, moves, **change(letter))
+            changes = change(letter)
+            if changes is None:
+                return False
+            self._table.apply(conn, row[0], letter, what, moves, **changes)
             return True
         return False
 

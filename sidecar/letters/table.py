@@ -141,7 +141,13 @@ class LetterTable:
             )
         if known.state is LetterState.HELD and known.reason == IN_DOUBT:
             return self.apply(
-                conn, seq, known, LetterInput.RELEASE, moves, reason="ASKED_AGAIN"
+                conn,
+                seq,
+                known,
+                LetterInput.RELEASE,
+                moves,
+                reason="ASKED_AGAIN",
+                next_attempt_wall_s=again.next_attempt_wall_s,
             )
         return known
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from outrigger.core.errors import Corrupt, NotFound
@@ -26,6 +27,15 @@ from sidecar.policy.verdict import crashed
 
 _LIVE: Final = f"state IN ({', '.join(repr(state.value) for state in LIVE)})"
 _GONE: Final = f"state IN ({', '.join(repr(state.value) for state in GONE)})"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBack:
+    """A method of an upstream with letters held for a reason."""
+
+    upstream: str
+    method: str
+    reason: str
 
 
 class Upkeep:
@@ -143,6 +153,18 @@ class Upkeep:
             (self._agent_id, now_wall_s, limit),
         )
         return [row[0] for row in found]
+
+    def kept_back(
+        self, conn: sqlite3.Connection, reasons: Sequence[str]
+    ) -> list[KeptBack]:
+        """Return whose letters are held for one of `reasons`."""
+        found = conn.execute(
+            "SELECT DISTINCT upstream, method, reason FROM letters"  # noqa: S608 - our own words
+            " WHERE agent_id = ? AND state = 'held'"
+            f" AND reason IN ({', '.join('?' * len(reasons))})",
+            (self._agent_id, *reasons),
+        )
+        return [KeptBack(*map(str, row)) for row in found]
 
     def surplus(self, conn: sqlite3.Connection, now_wall_s: float) -> list[int]:
         """Return rows of delivered and discarded letters that retention lets go."""

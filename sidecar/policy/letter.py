@@ -18,7 +18,16 @@ from typing import Final
 from outrigger.core.errors import Bug
 from outrigger.core.names import IDEMPOTENCY_KEY_METADATA
 
+NO_UPSTREAM: Final = "NO_UPSTREAM"
+"""Reason of a letter held because its upstream is not configured any more."""
+UNSAFE_METHOD: Final = "UNSAFE_METHOD"
+"""Reason of a letter held, or refused, because its method must not be sent twice."""
 _MESSAGE_CHARS: Final = 500
+
+
+def never_unsafe(_upstream: str, _method: str) -> bool:
+    """Say that a method may be sent twice, where there are no rules."""
+    return False
 
 
 class LetterState(enum.Enum):
@@ -167,7 +176,8 @@ class LetterLimits:
     """Kept: live, parked and expired; more are refused."""
     max_bytes: int = 1024 * 1024 * 1024
     """Of requests and metadata of those kept."""
-    max_request_bytes: int = 4 * 1024 * 1024
+    max_request_bytes: int = 4 * 1024 * 1024 - 256 * 1024
+    """A letter fits whole, with its metadata and attempts, into a message of 4 MiB."""
     attempts_kept: int = 30
     gone_kept: int = 10_000
     """Records of delivered and discarded letters that stay for a while."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
@@ -11,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from outrigger.core.access import Role, Rule
 from outrigger.core.clock import Clock
-from outrigger.core.errors import Invalid, OutriggerError
+from outrigger.core.errors import Invalid, NotFound, OutriggerError, Refused
 from outrigger.core.ids import check_method, letter_id
 from outrigger.core.rng import Rng
 from outrigger.core.rpc.events import timestamp, wall
@@ -19,7 +20,15 @@ from outrigger.v1 import letter_pb2, letter_service_pb2_grpc
 from outrigger.v1 import letter_service_pb2 as pb
 from sidecar.call.descriptor import LetterDraft, Metadata
 from sidecar.letters.journal import Journal, LetterFilter
-from sidecar.policy.letter import Attempt, Ledger, Letter, LetterState
+from sidecar.policy.letter import (
+    GONE,
+    UNSAFE_METHOD,
+    Attempt,
+    Ledger,
+    Letter,
+    LetterState,
+    never_unsafe,
+)
 
 _SERVICE: Final = "/outrigger.v1.LetterService/"
 _OPERATORS: Final = frozenset({Role.OPERATOR})
@@ -52,6 +61,8 @@ _VALUE: Final = re.compile(rb"[\x20-\x7e]*\Z")
 _FIRST_S: Final = 0
 _LAST_S: Final = 253_402_300_799
 _NANOS: Final = 1_000_000_000
+_METADATA_BYTES: Final = 128 * 1024
+"""As much as a listener of ours takes with a call."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 Redact = Callable[[Metadata], tuple[tuple[str, str | bytes], ...]]
@@ -68,6 +79,7 @@ class LetterServicer(letter_service_pb2_grpc.LetterServiceServicer):
         redact: Redact,
         clock: Clock,
         rng: Rng,
+        unsafe: Callable[[str, str], bool] = never_unsafe,
     ) -> None:
         """Prepare.
 
@@ -78,12 +90,15 @@ class LetterServicer(letter_service_pb2_grpc.LetterServiceServicer):
             redact: removes credentials and what is for us from metadata.
             clock: for ids.
             rng: for ids.
+            unsafe: says of upstream and method whether a second send may do harm;
+                may raise NotFound for an upstream that is not configured.
         """
         self._journal = journal
         self._route = route
         self._redact = redact
         self._clock = clock
         self._rng = rng
+        self._unsafe = unsafe
 
     async def DeliverCall(
         self, request: pb.DeliverCallRequest, context: _Context
@@ -158,7 +173,7 @@ class LetterServicer(letter_service_pb2_grpc.LetterServiceServicer):
         imported = known = 0
         async for request in request_iterator:
             try:
-                new = await self._journal.import_(letter_from_proto(request.letter))
+                new = await self._import(letter_from_proto(request.letter))
             except OutriggerError as error:
                 raise type(error)(
                     error.reason,
@@ -169,14 +184,32 @@ class LetterServicer(letter_service_pb2_grpc.LetterServiceServicer):
             known += not new
         return pb.ImportLettersResponse(imported_count=imported, known_count=known)
 
+    async def _import(self, letter: Letter) -> bool:
+        if letter.state not in GONE:  # those are records only; others may be sent
+            with contextlib.suppress(NotFound):
+                # Of an upstream that is not here it is held; delivery asks again.
+                self._check_safe(letter.upstream, letter.method)
+        return await self._journal.import_(letter)
+
+    def _check_safe(self, upstream: str, method: str) -> None:
+        if self._unsafe(upstream, method):
+            raise Refused(
+                UNSAFE_METHOD,
+                f"{method} of {upstream!r} is declared unsafe, and a letter may be sent"
+                " more than once: call it through the outbound listener, or change"
+                " its rule",
+            )
+
     def _draft(self, request: pb.DeliverCallRequest) -> LetterDraft:
         method = check_method(request.method)
+        upstream = self._route(method, request.upstream)
+        self._check_safe(upstream, method)
         earliest = request.HasField("earliest_time")
         if earliest:
             _check_time(request.earliest_time, "earliest_time")
         return LetterDraft(
             letter_id=letter_id(self._clock.wall(), self._rng.token_bytes(10)),
-            upstream=self._route(method, request.upstream),
+            upstream=upstream,
             method=method,
             metadata=self._redact(_metadata(request.metadata)),
             request=request.request,
@@ -278,7 +311,9 @@ def _ttl_s(message: letter_pb2.Letter) -> float | None:
 
 
 def _set_times(message: letter_pb2.Letter, letter: Letter) -> None:
-    if letter.next_attempt_wall_s is not None:
+    # A held one remembers when it was due; it will not be tried then.
+    held = letter.state is LetterState.HELD
+    if letter.next_attempt_wall_s is not None and not held:
         message.next_attempt_time.CopyFrom(timestamp(letter.next_attempt_wall_s))
     if letter.end_wall_s is not None:
         message.end_time.CopyFrom(timestamp(letter.end_wall_s))
@@ -313,6 +348,13 @@ def _metadata(entries: Any) -> tuple[tuple[str, str | bytes], ...]:  # noqa: ANN
     Raises:
         Invalid: BAD_METADATA.
     """
+    size = sum(len(entry.key) + len(entry.value) for entry in entries)
+    if size > _METADATA_BYTES:
+        raise Invalid(
+            "BAD_METADATA",
+            f"the metadata has {size} bytes and a call carries at most"
+            f" {_METADATA_BYTES}: send less of it",
+        )
     found: list[tuple[str, str | bytes]] = []
     for entry in entries:
         if not _KEY.match(entry.key):

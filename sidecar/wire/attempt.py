@@ -14,6 +14,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from outrigger.core import names
 from sidecar.call.descriptor import Go, Outcome, Trailers
 from sidecar.wire import local
 from sidecar.wire.caller import Caller, CallerGone, settled
@@ -27,6 +28,14 @@ UpstreamCall = Any
 _DEADLINE_EXCEEDED: Final = 4
 _TIMER_SLACK_S: Final = 0.02
 _YIELDS: Final = 3
+_OURS: Final = frozenset(
+    {
+        names.LETTER_ID_TRAILER,
+        names.LETTER_REFUSED_TRAILER,
+        names.REFUSED_BY_TRAILER,
+        names.ATTEMPTS_TRAILER,
+    }
+)
 
 
 class Attempt:
@@ -167,8 +176,8 @@ class Attempt:
         origin = await self._handle.judge(
             code, trailers, self._mark, self._clock, timed_out=timed_out
         )
-        legal = _legal(trailers)
-        return Outcome(code, message, origin, self._is_committed, legal)
+        passed = _legal(_without_ours(trailers))
+        return Outcome(code, message, origin, self._is_committed, passed)
 
     def _has_timed_out(self) -> bool:
         limit_s = self._go.timeout_s
@@ -217,6 +226,16 @@ async def _write(call: UpstreamCall, message: bytes) -> None:
     grpcio 1.85.1).
     """
     await call._cython_call.send_serialized_message(message)  # noqa: SLF001 - see above
+
+
+def _without_ours(trailers: Trailers) -> Trailers:
+    """Leave out the trailers that only this sidecar may set.
+
+    A caller believes a letter's id; an upstream could otherwise make one up.
+    """
+    if not any(key in _OURS for key, _ in trailers):
+        return trailers
+    return tuple(pair for pair in trailers if pair[0] not in _OURS)
 
 
 def _legal(metadata: Trailers) -> Trailers:

@@ -36,7 +36,9 @@ Verdict = Go | Wait | Refuse | Letter | Retry | Finish
 
 _SLACK_S: Final = 0.005
 _SLACK_RATIO: Final = 0.01
-"""The library rounds timeouts up by as much, so callers give up that much sooner."""
+_SLACK_MAX_S: Final = 0.05
+"""The library rounds timeouts up by as much, so callers give up that much sooner;
+beyond the maximum one that goes away early is believed to have cancelled."""
 
 
 @dataclass(slots=True)
@@ -219,7 +221,7 @@ class Exchange:
         if deadline is None:
             return False
         slack_s = _SLACK_S + _SLACK_RATIO * (deadline - self._began)
-        return now >= deadline - slack_s
+        return now >= deadline - min(slack_s, _SLACK_MAX_S)
 
     def _now(self) -> float:
         return self._parts.clock.monotonic()

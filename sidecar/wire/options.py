@@ -29,7 +29,7 @@ class WireOptions:
 
     replay_bytes: int = 256 * 1024
     """Most of a request that is kept for a retry or a letter, up to the letter
-    limit of 4 MiB."""
+    limit of 3.75 MiB."""
     join_s: float = 0.001
     """How long to wait for the half-close of a request, to send it as one piece."""
     commit_s: float = 0.003

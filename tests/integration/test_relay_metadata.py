@@ -4,6 +4,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from outrigger.client.errors import letter_id_of
 from outrigger.core.rpc.errors import from_rpc_error
 from sidecar.call.descriptor import Origin
 from tests.support.raw_http2 import (
@@ -166,3 +167,39 @@ async def test_failure_without_headers_is_never_committed(relay):
     await asyncio.gather(*(relay.fails("Status", b"14 away") for _ in range(200)))
     assert {o.committed for o in relay.guard.outcomes} == {False}
     assert {o.code for o in relay.guard.outcomes} == {14}
+
+
+@pytest.mark.parametrize("number", [0, 14])
+async def test_an_upstream_cannot_speak_for_the_sidecar(relay, number):
+    """Four names of trailers are ours alone; all else of its answer passes."""
+
+    async def forge(echo, context):
+        await echo.read_all(context)
+        if number == 0:
+            await context.write(b"ok")
+        else:
+            context.set_code(grpc.StatusCode.UNAVAILABLE)
+        context.set_trailing_metadata(
+            (
+                ("x-before", "1"),
+                ("outrigger-letter-id", "00000000-0000-7000-8000-000000000001"),
+                ("outrigger-letter-refused", "FORGED"),
+                ("outrigger-refused-by", "circuit"),
+                ("outrigger-attempts", "3"),
+                ("outrigger-other", "theirs"),
+                ("grpc-retry-pushback-ms", "7000"),
+                ("grpc-status-details-bin", b"\x00theirs"),
+            )
+        )
+
+    relay.echo.extra["Forge"] = forge
+    call = relay.channel.unary_unary(SERVICE + "Forge")(b"")
+    assert (await call.code()).value[0] == number
+    assert sorted(await call.trailing_metadata()) == [
+        ("grpc-retry-pushback-ms", "7000"),
+        ("grpc-status-details-bin", b"\x00theirs"),
+        ("outrigger-other", "theirs"),
+        ("x-before", "1"),
+    ]
+    if number:
+        assert letter_id_of(await relay.fails("Forge")) is None

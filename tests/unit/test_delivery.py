@@ -12,6 +12,7 @@ from sidecar.call.descriptor import Answer, Origin, Outcome
 from sidecar.letters import delivery as module
 from sidecar.letters.delivery import Delivery, DeliverySettings
 from sidecar.letters.journal import LetterFilter
+from sidecar.letters.table import Route
 from sidecar.policy.letter import LetterLimits, LetterState
 from tests.support.broken import break_database, disk_error
 from tests.support.letters import an_office
@@ -35,7 +36,7 @@ def answered(code, message="", *, origin=Origin.UPSTREAM, trailers=()):
 class Scene:
     """A delivery with an upstream that answers by script."""
 
-    def __init__(self, office, **settings):
+    def __init__(self, office, *, upstreams=None, unsafe=(), **settings):
         self.office = office
         self.clock = office.clock
         self.sent = []
@@ -54,6 +55,8 @@ class Scene:
             publish=office.events.append,
             retry_after=lambda upstream, method: self.waits.get((upstream, method)),
             settings=DeliverySettings(**settings),
+            upstreams=upstreams,
+            unsafe=lambda upstream, method: method in unsafe,
         )
 
     async def send(self, letter, timeout_s):
@@ -122,7 +125,7 @@ class Scene:
 
 @asynccontextmanager
 async def scene_in(folder, *, limits=None, **settings):
-    """A running delivery, stopped afterwards."""
+    """A running delivery, stopped afterwards; `upstreams` None means all there are."""
     async with an_office(folder, limits=limits) as office:
         scene = Scene(office, **settings)
         scene.tasks.spawn("delivery-run", scene.delivery.run())
@@ -597,3 +600,102 @@ async def test_memory_of_failures_is_bounded(tmp_path):
         await scene.settle(12, step=0.5)
 
         assert scene.delivery._failed_at == {}
+
+
+# What must not be sent, as things are configured.
+
+
+async def test_letters_of_an_upstream_that_is_gone_are_held_with_one_alert(tmp_path):
+    """They move once, and nothing more is written for them; others go on."""
+    async with scene_in(tmp_path, upstreams={"tool"}) as scene:
+        for number in range(6):
+            method = f"/p.S/M{number % 2}"
+            await scene.office.take(code=0, upstream="old", method=method)
+        later = scene.clock.wall() + 3600
+        await scene.office.take(code=0, upstream="old", earliest_wall_s=later)
+        other = await scene.office.take(code=0)
+        await scene.settle(10)
+        first = len(scene.office.events)
+        await scene.settle(30, step=0.5)
+        alerts = scene.named(Alerted, "LETTERS_HELD")
+        found = (await scene.office.journal.list(LetterFilter(upstream="old"))).letters
+
+        assert scene.sent == [other]
+        assert {(one.state.value, one.reason) for one in found} == {
+            ("held", "NO_UPSTREAM")
+        }
+        assert len(found) == 7
+        assert len(scene.office.events) == first
+        assert len(alerts) == 1
+        assert "upstream 'old' is not configured any more" in alerts[0].message
+
+
+async def test_a_later_start_lets_go_what_may_go_again(tmp_path):
+    """As due as they were; what is held for anything else stays held."""
+    async with scene_in(tmp_path, upstreams={"tool"}) as scene:
+        at_once = await scene.office.take(code=0, upstream="old")
+        later = scene.clock.wall() + 3600
+        in_time = await scene.office.take(code=0, upstream="old", earliest_wall_s=later)
+        lost = await scene.office.take(code=0, upstream="older")
+        denied = await scene.office.take(code=0, upstream="old", method="/p.S/D")
+        await scene.settle(1)
+        await scene.office.journal.redrive(
+            LetterFilter(letter_ids=(denied,)), everything=False
+        )
+        await scene.office.journal.hold(Route("old", "/p.S/D", 0.0), "UNAUTHENTICATED")
+    async with scene_in(tmp_path, upstreams={"tool", "old"}) as scene:
+        await scene.settle(5)
+        sent = list(scene.sent)
+        states = [
+            await scene.office.state(one) for one in (at_once, in_time, lost, denied)
+        ]
+        alerts = scene.named(Alerted, "LETTERS_HELD")
+        scene.clock.advance(3600)
+        await scene.settle(10)
+
+        assert sent == [at_once]
+        assert states == ["delivered", "pending", "held", "held"]
+        assert alerts == []
+        assert scene.sent == [at_once, in_time]
+
+
+async def test_letters_of_a_method_declared_unsafe_are_held(tmp_path):
+    """One alert; they go on once the rule is gone."""
+    async with scene_in(tmp_path, unsafe={"/p.S/U"}) as scene:
+        for _ in range(3):
+            await scene.office.take(code=0, method="/p.S/U")
+        other = await scene.office.take(code=0)
+        await scene.settle(10)
+        held = (await scene.office.journal.list(LetterFilter(method="/p.S/U"))).letters
+        alerts = scene.named(Alerted, "LETTERS_HELD")
+
+        assert scene.sent == [other]
+        assert {one.reason for one in held} == {"UNSAFE_METHOD"}
+        assert len(alerts) == 1
+        assert "/p.S/U is declared unsafe" in alerts[0].message
+    async with scene_in(tmp_path) as scene:
+        await scene.until(scene.all_delivered, 20)
+
+        assert len(scene.sent) == 3
+
+
+async def test_a_store_that_fails_puts_the_letting_go_off(tmp_path):
+    """It is done when the store works again."""
+    async with scene_in(tmp_path, upstreams=()) as scene:
+        letter_id = await scene.office.take(code=0)
+        await scene.settle(1)
+        assert await scene.office.state(letter_id) == "held"
+    async with an_office(tmp_path) as office:
+        scene = Scene(office, upstreams={"tool"})
+        break_database(office.db, "COMMIT", EIO)
+        scene.tasks.spawn("delivery-run", scene.delivery.run())
+        await scene.settle(0.5)
+        faults = scene.named(ErrorSeen, "delivery")
+        before = list(scene.sent)
+        await office.db.reopen()
+        await scene.until(scene.all_delivered, 20)
+        await scene.delivery.stop(0)
+        await scene.tasks.close()
+
+    assert (len(faults) > 0, before) == (True, [])
+    assert scene.sent == [letter_id]

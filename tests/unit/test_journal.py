@@ -746,6 +746,7 @@ async def test_a_letter_whose_commit_failed_is_held_in_doubt(office):
     assert (held.state.value, held.reason) == ("held", "IN_DOUBT")
     assert asked == draft.letter_id
     assert await office.state(asked) == "pending"
+    assert [letter.letter_id for letter in await office.due()] == [asked]
     assert (await office.journal.ledger()).in_doubt == 1
     assert office.db.in_doubt == frozenset()
 

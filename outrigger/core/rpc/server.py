@@ -15,13 +15,15 @@ from outrigger.core.errors import Invalid, Refused
 SOCKET_PATH_BYTES: Final = 107
 """Longest Unix socket path Linux takes."""
 
-_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+_RECEIVED_BYTES: Final = 4 * 1024 * 1024
+_SENT_BYTES: Final = 2 * _RECEIVED_BYTES
+"""What was received must go out again, with what was added."""
 _METADATA_BYTES: Final = 64 * 1024
 
 SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
-    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _RECEIVED_BYTES),
+    ("grpc.max_send_message_length", _SENT_BYTES),
     ("grpc.max_metadata_size", _METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
     ("grpc.max_concurrent_streams", 1024),
