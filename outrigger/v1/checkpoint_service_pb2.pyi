@@ -74,10 +74,11 @@ class SaveBegin(_message.Message):
     SCHEMA_FIELD_NUMBER: _builtins.int
     EXPECTED_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
-    """Optional. Empty means the caller's own agent."""
+    """Optional. Empty means the sidecar's agent; a sidecar saves for no other."""
     epoch: _builtins.int
     """Required while the agent is being put to sleep: the epoch of `save`.
-    0 means the current epoch. A lower one than the current is refused.
+    0 means the current epoch. Any other than the current is refused: a lower
+    one is over (STALE_EPOCH), a higher one was never issued (FUTURE_EPOCH).
     """
     schema: _builtins.str
     """Optional. The agent's own name for the form of its state; at most 128

@@ -1,6 +1,8 @@
 """Fence: the highest epoch an agent's store was told of, on disk.
 
-Nothing is saved under a lower one, whoever asks, also after a restart.
+Only the sidecar issues epochs, and it fences each before it asks for a save under
+it. So nothing is saved under a lower one, which is over, nor under a higher one,
+which nobody issued; whoever asks, also after a restart.
 """
 
 from pathlib import Path
@@ -47,8 +49,25 @@ def write(folder: Path, epoch: int) -> None:
         disk.put(folder / FILE, seal({"epoch": epoch}))
 
 
-def check(agent_id: str, epoch: int, fenced: int) -> None:
-    """Refuse an epoch below the fence.
+def check_save(agent_id: str, epoch: int, fenced: int) -> None:
+    """Refuse a save under any other epoch than the fenced one.
+
+    Raises:
+        Conflict: STALE_EPOCH or FUTURE_EPOCH.
+    """
+    check_rise(agent_id, epoch, fenced)
+    if epoch > fenced:
+        raise Conflict(
+            "FUTURE_EPOCH",
+            f"epoch {epoch} of agent {agent_id} was never issued: the present one is"
+            f" {fenced}; save under the epoch of the save order, or under 0 outside of"
+            " one",
+            metadata={"epoch": str(fenced)},
+        )
+
+
+def check_rise(agent_id: str, epoch: int, fenced: int) -> None:
+    """Refuse to go back below the fence.
 
     Raises:
         Conflict: STALE_EPOCH.

@@ -141,7 +141,7 @@ class Shelf:
         """Make the folders and return what a save begins with; after `claim`.
 
         Raises:
-            Conflict: STALE_EPOCH.
+            Conflict: STALE_EPOCH or FUTURE_EPOCH.
             Corrupt: FENCE_CORRUPT.
             Overloaded: DISK_FULL.
             Transient: DISK_FAILED.
@@ -149,7 +149,7 @@ class Shelf:
         with self._lock:
             fenced = fence.read(self._folder)
             epoch = epoch or fenced
-            fence.check(self.agent_id, epoch, fenced)
+            fence.check_save(self.agent_id, epoch, fenced)
             with disk.writing(f"the folder of agent {self.agent_id}"):
                 for folder in (self._folder, self._packs, self.catalog.folder):
                     disk.make_folder(folder)
@@ -169,11 +169,12 @@ class Shelf:
 
         Raises:
             Conflict: STALE_EPOCH when a higher epoch was fenced meanwhile.
+            Corrupt: FENCE_CORRUPT.
             Overloaded: DISK_FULL.
             Transient: DISK_FAILED.
         """
         with self._lock:
-            fence.check(self.agent_id, made.epoch, fence.read(self._folder))
+            fence.check_save(self.agent_id, made.epoch, fence.read(self._folder))
             self.catalog.put(made)
             added = {block.digest: block for block in made.blocks}
             self._index = MappingProxyType({**self._index, **added})
@@ -191,12 +192,13 @@ class Shelf:
             try:
                 fenced = fence.read(self._folder)
             except Corrupt as error:
-                # The generations remember epochs too, so a damaged file is mended
-                # by the next command without ever going back.
+                # Nobody knows what was fenced, so saves stay refused until now. No
+                # generation was saved above it, so this never goes back below what
+                # is kept.
                 _log.warning("mending: %s", error)
                 survey = self.catalog.survey()
                 fenced = max((one.epoch for one in survey.readable), default=0)
-            fence.check(self.agent_id, epoch, fenced)
+            fence.check_rise(self.agent_id, epoch, fenced)
             with disk.writing(f"the folder of agent {self.agent_id}"):
                 disk.make_folder(self._folder)
             fence.write(self._folder, epoch)

@@ -82,13 +82,12 @@ class CheckpointStore:
 
         Args:
             agent_id: whose.
-            epoch: 0 means the fenced one; a lower one is refused, a higher one
-                taken without moving the fence.
+            epoch: the fenced one, or 0 for whatever is fenced; any other is refused.
             schema: the agent's own name for the form of its state.
             expected_size: raw bytes, checked at commit; 0 means not known.
 
         Raises:
-            Conflict: STALE_EPOCH or SAVE_IN_PROGRESS.
+            Conflict: STALE_EPOCH, FUTURE_EPOCH or SAVE_IN_PROGRESS.
             Invalid: BAD_EPOCH, BAD_SCHEMA or NEGATIVE_SIZE.
             Overloaded: STATE_TOO_LARGE or DISK_FULL.
             Corrupt: FENCE_CORRUPT.
@@ -125,7 +124,7 @@ class CheckpointStore:
         return await self._run(_present, shelf, digests)
 
     async def fence(self, agent_id: str, epoch: int) -> None:
-        """Refuse every save under a lower epoch from now on, durably.
+        """Refuse every save under another epoch from now on, durably.
 
         Raises:
             Invalid: BAD_EPOCH.

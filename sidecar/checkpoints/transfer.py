@@ -1,7 +1,8 @@
 """Transfer: the checkpoint service, between messages and the store.
 
-An agent reaches only its own checkpoints, an operator any. What a stream of
-messages breaks is said in one sentence, and nothing of it stays behind.
+An agent reaches only its own checkpoints, an operator any; saves are for the
+sidecar's own agent only. What a stream of messages breaks is said in one sentence,
+and nothing of it stays behind.
 """
 
 import asyncio
@@ -64,7 +65,8 @@ class CheckpointServicer(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
 
         Args:
             store: where everything is.
-            agent_id: whose checkpoints an operator means who names no agent.
+            agent_id: the agent that saves here, and whose checkpoints an operator
+                means who names none.
             on_saved: told of every save that was acknowledged, and its epoch.
             idle_s: longest pause between two messages of a save.
         """
@@ -80,7 +82,7 @@ class CheckpointServicer(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
 
         Raises:
             Invalid: NO_BEGIN, SECOND_BEGIN, NO_COMMIT, EMPTY_MESSAGE or
-                CHUNK_TOO_LARGE; and as the store.
+                CHUNK_TOO_LARGE, NOT_THIS_AGENT; and as the store.
             TimedOut: SAVE_STALLED.
         """
         try:
@@ -95,7 +97,7 @@ class CheckpointServicer(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
         messages = _timely(requests, self._idle_s)
         begin = await _begin(messages)
         save = await self._store.begin_save(
-            self._whose(context, begin.agent_id),
+            self._saver(context, begin.agent_id),
             begin.epoch,
             begin.schema,
             begin.expected_size_bytes,
@@ -185,6 +187,22 @@ class CheckpointServicer(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
                 f"agent {agent_id} has no checkpoint yet: start it afresh, or save one",
             )
         return found
+
+    def _saver(self, context: _Context, asked: str) -> str:
+        """Return whose state is saved: what is saved here, our agent wakes with.
+
+        Raises:
+            Denied: NOT_YOURS.
+            Invalid: NOT_THIS_AGENT.
+        """
+        agent_id = self._whose(context, asked)
+        if agent_id != self._agent_id:
+            raise Invalid(
+                "NOT_THIS_AGENT",
+                f"this sidecar saves for agent {self._agent_id!r} and not for"
+                f" {agent_id!r}: save at the sidecar of that agent",
+            )
+        return agent_id
 
     def _whose(self, context: _Context, asked: str) -> str:
         who = principal_of(context)

@@ -477,16 +477,24 @@ class TestEpochs:
 
         assert (await save_state(store, b"x")).epoch == 7
 
-    async def test_a_higher_epoch_does_not_move_the_fence(self, make):
-        """Only the sidecar issues epochs; an agent cannot shut others out."""
+    @pytest.mark.parametrize("fenced", [0, 5])
+    async def test_an_epoch_that_was_never_issued_is_refused(self, make, fenced):
+        """It would pass every later fence, and after damage block them all."""
         store = make()
-        await save_state(store, b"x", epoch=1 << 62)
+        await store.fence(AGENT, fenced)
 
-        assert (await save_state(store, b"y", epoch=1)).epoch == 1
+        for epoch in (fenced + 1, 1 << 62):
+            with pytest.raises(Conflict, match="was never issued") as caught:
+                await store.begin_save(AGENT, epoch)
+            assert caught.value.reason == "FUTURE_EPOCH"
+            assert caught.value.metadata["epoch"] == str(fenced)
+
+        assert (await save_state(store, b"y", epoch=fenced)).epoch == fenced
 
     async def test_a_fence_that_rises_meanwhile_stops_the_commit(self, make, root):
         """Whoever was overtaken makes nothing visible."""
         store = make()
+        await store.fence(AGENT, 1)
         save = await store.begin_save(AGENT, 1)
         await save.write(NOISE)
         await store.fence(AGENT, 2)
@@ -510,8 +518,9 @@ class TestEpochs:
     @pytest.mark.parametrize(
         "damage", [b"", b"{}\n", seal({"epoc": 9}), seal({"epoch": 9})[:-1]]
     )
+    @pytest.mark.parametrize("fenced", [5, 6])
     async def test_a_damaged_fence_stops_saves_until_fenced_anew(
-        self, make, root, damage
+        self, make, root, damage, fenced
     ):
         """It never lets an older epoch in."""
         store = make()
@@ -519,14 +528,17 @@ class TestEpochs:
         await save_state(store, b"x")
         (root / AGENT / "fence").write_bytes(damage)
 
-        with pytest.raises(Corrupt, match="until the agent's present epoch"):
-            await store.begin_save(AGENT, 5)
+        for epoch in (0, 5, 6):
+            with pytest.raises(Corrupt, match="until the agent's present epoch"):
+                await store.begin_save(AGENT, epoch)
         with pytest.raises(Conflict):
             await store.fence(AGENT, 4)
-        await store.fence(AGENT, 6)
+        await store.fence(AGENT, fenced)
 
-        with pytest.raises(Conflict):
-            await store.begin_save(AGENT, 5)
+        for epoch in {5, 6, 7} - {fenced}:
+            with pytest.raises(Conflict):
+                await store.begin_save(AGENT, epoch)
+        assert (await store.begin_save(AGENT, 0)).epoch == fenced
         assert await restore_newest(store) == b"x"
 
 

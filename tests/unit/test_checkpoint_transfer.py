@@ -330,6 +330,15 @@ class TestBrokenStreams:
         assert error.metadata["epoch"] == "3"
         assert api.saved == [(1, 3)]
 
+    async def test_an_epoch_that_was_never_issued_is_refused(self, api):
+        """An agent cannot save past the fences that are to come."""
+        await api.store.fence("agent-1", 3)
+
+        error = await failure(api.save(upload(epoch=4)))
+
+        assert (error.reason, error.status) == ("FUTURE_EPOCH", "ABORTED")
+        assert api.saved == []
+
 
 def asks(api, agent_id):
     """Return one call of every unary method that names an agent."""
@@ -370,8 +379,22 @@ class TestAccess:
 
         assert (await api.restore(OPERATOR, agent_id="agent-2"))[1] == b"two"
         assert (await api.restore(OPERATOR))[1] == b"one"
-        saved = await api.save(upload(b"three", agent_id="agent-2"), OPERATOR)
-        assert saved.name == "agents/agent-2/checkpoints/2"
+        saved = await api.save(upload(b"three"), OPERATOR)
+        assert saved.name == "agents/agent-1/checkpoints/2"
+        assert api.saved == [(2, 0)]
+
+    async def test_nothing_is_saved_for_another_agent(self, api):
+        """Whoever asks: this sidecar's agent would be taken to have saved it."""
+        by_operator = await failure(api.save(upload(agent_id="agent-2"), OPERATOR))
+        by_the_other = await failure(api.save(upload(), AGENT_2))
+
+        for error in (by_operator, by_the_other):
+            assert (error.reason, error.status) == (
+                "NOT_THIS_AGENT",
+                "INVALID_ARGUMENT",
+            )
+        assert api.saved == []
+        assert files(api.root) == {}
 
     @pytest.mark.parametrize(
         ("metadata", "reason"),
