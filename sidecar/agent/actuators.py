@@ -27,10 +27,12 @@ from sidecar.agent import processes
 from sidecar.agent.records import ProcessId
 
 _POLL_S: Final = 0.005
+_POLL_MAX_S: Final = 0.1
+_PAUSE_PER_LOOK: Final = 10.0
+"""Looking reads all of /proc; so many times what a look took is left to others."""
 _STOP_LOOKS: Final = 20
 _SWEEP_PAUSE_MAX_S: Final = 0.5
 _KILL_S: Final = 10.0
-_LEFTOVER_LOOKS: Final = 2000
 _SIGNAL_EXIT: Final = 128
 """A death by signal N is exit code 128 + N, as shells count."""
 
@@ -168,13 +170,11 @@ class ProcessActuator:
 
     async def wait_frozen(self) -> None:
         """Wait until every process is stopped or gone."""
-        while self._child is not None and not self.is_frozen:
-            await self._clock.sleep(_POLL_S)
+        await self._until(lambda: self._child is None or self.is_frozen)
 
     async def wait_running(self) -> None:
         """Wait until no process is stopped."""
-        while not self.is_running:
-            await self._clock.sleep(_POLL_S)
+        await self._until(lambda: self.is_running)
 
     async def wait_gone(self) -> None:
         """Wait until no process of the agent is left."""
@@ -206,14 +206,29 @@ class ProcessActuator:
         """
         agent_id = self._command.environment.get(names.ENV_AGENT_ID, "")
         marker = f"{names.ENV_AGENT_ID}={agent_id}"
-        for _ in range(_LEFTOVER_LOOKS):
+
+        def ended() -> bool:
             found = processes.leftovers(former, marker)
-            if not found:
-                return
             for stat in found:
                 processes.send_signal(stat, signal.SIGKILL)
-            await self._clock.sleep(_POLL_S)
-        raise _still_there(former.pid)
+            return not found
+
+        try:
+            async with asyncio.timeout(_KILL_S):
+                await self._until(ended)
+        except TimeoutError as error:
+            raise _still_there(former.pid) from error
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        """Look until it is so, and leave the loop to others most of the time."""
+        clock = self._clock
+        while True:
+            began = clock.monotonic()
+            if reached():
+                return
+            took_s = clock.monotonic() - began
+            pause_s = max(_PAUSE_PER_LOOK * took_s, _POLL_S)
+            await clock.sleep(min(pause_s, _POLL_MAX_S))
 
     async def _gone_within(self, seconds: float) -> bool:
         with suppress(TimeoutError):

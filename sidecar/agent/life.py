@@ -6,7 +6,7 @@ from typing import Protocol
 from sidecar.agent.messages import Link, Order, Restored
 from sidecar.agent.ports import Actuator, ManifestView, SupervisorPorts
 from sidecar.agent.ports import SupervisorSettings as Settings
-from sidecar.agent.records import Epochs
+from sidecar.agent.records import Epochs, ProcessId
 from sidecar.policy.lifecycle import Input
 
 
@@ -57,6 +57,8 @@ class Life:
     """What the agent answered to the save of this sleep."""
     verified: bool = False
     """The checkpoint of this sleep was read back."""
+    former: ProcessId | None = None
+    """What a sidecar before this one had started, until it is known to be gone."""
     crashes: int = 0
     served: bool = False
 

@@ -217,6 +217,7 @@ class Machine:
     def record(self) -> LifecycleRecord:
         """Return what must outlive the sidecar."""
         life = self._life
+        running = None if life.actuator is None else life.actuator.process
         return LifecycleRecord(
             epoch_reserved=life.epochs.reserve,
             epoch=life.epoch,
@@ -229,5 +230,5 @@ class Machine:
             wake_count=self._wake_count,
             last_wake_s=self._last_wake_s,
             woken_digest=self._woken_digest,
-            process=None if life.actuator is None else life.actuator.process,
+            process=running or life.former,
         )

@@ -7,12 +7,15 @@ a restart begins above it. That is also why a wake needs no disk.
 """
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from outrigger.core.clock import Clock
 from outrigger.core.database import Database
 from outrigger.core.errors import Conflict, Corrupt, Transient
-from outrigger.core.tasks import Tasks
+from outrigger.core.events import Payload
+from outrigger.core.tasks import Tasks, describe
 from sidecar.policy.agent import AgentState
 
 SCHEMA: Final = """
@@ -37,6 +40,9 @@ CREATE TABLE IF NOT EXISTS agent_lifecycle (
 
 EPOCHS_AHEAD: Final = 8
 """Epochs reserved on disk above the newest one told."""
+
+_PAUSE_FIRST_S: Final = 0.1
+_PAUSE_MAX_S: Final = 2.0
 
 _COLUMNS: Final = (
     "epoch_reserved, epoch, state, reason, since_wall_s, generation, state_digest,"
@@ -231,14 +237,25 @@ class Epochs:
 class Recorder:
     """Writes the newest record behind the caller's back, one write at a time.
 
-    Records in between may be skipped: each one is whole. A failed write is
-    reported and tried again with the next record.
+    Records in between may be skipped: each one is whole. The newest is kept until it
+    is on disk: after a failed write, which is reported once, it is tried again until
+    the store takes it or a newer one has come.
     """
 
-    def __init__(self, records: LifecycleRecords, epochs: Epochs, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        records: LifecycleRecords,
+        epochs: Epochs,
+        *,
+        tasks: Tasks,
+        clock: Clock,
+        publish: Callable[[Payload], object],
+    ) -> None:
         self._records = records
         self._epochs = epochs
         self._tasks = tasks
+        self._clock = clock
+        self._publish = publish
         self._latest: LifecycleRecord | None = None
         self._writing = False
 
@@ -250,18 +267,49 @@ class Recorder:
             _ = self._tasks.spawn("agent.record", self._drain())
 
     async def write(self, record: LifecycleRecord) -> None:
-        """Write `record` now; return once it is on disk.
+        """Write `record` now, in place of any that waits; return once it is on disk.
 
         Raises:
             OutriggerError: see `LifecycleRecords.store`.
         """
+        self._latest = None
+        await self._store(record)
+
+    async def _store(self, record: LifecycleRecord) -> None:
         await self._records.store(record)
         self._epochs.stored(record.epoch_reserved)
 
     async def _drain(self) -> None:
+        pause_s = _PAUSE_FIRST_S
         try:
-            while self._latest is not None:
-                record, self._latest = self._latest, None
-                await self.write(record)
+            while (record := self._latest) is not None:
+                error = await self._try(record)
+                if error is None:
+                    pause_s = _PAUSE_FIRST_S
+                    continue
+                if pause_s == _PAUSE_FIRST_S:
+                    self._publish(describe("agent.record", error))
+                await self._clock.sleep(pause_s)
+                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
         finally:
             self._writing = False
+
+    async def _try(self, record: LifecycleRecord) -> Exception | None:
+        """Store one record; return why it has to be tried again.
+
+        Raises:
+            Conflict: it never can be stored, a later sidecar has the directory.
+        """
+        try:
+            await self._store(record)
+        except Conflict:
+            self._done(record)
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it was, memory knows better
+            return error
+        self._done(record)
+        return None
+
+    def _done(self, record: LifecycleRecord) -> None:
+        if self._latest is record:
+            self._latest = None

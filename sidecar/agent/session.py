@@ -13,7 +13,13 @@ import grpc.aio
 
 from outrigger.core.access import Principal, Role, Rule
 from outrigger.core.clock import Clock
-from outrigger.core.errors import Denied, Invalid, OutriggerError, Overloaded
+from outrigger.core.errors import (
+    Denied,
+    Invalid,
+    OutriggerError,
+    Overloaded,
+    TimedOut,
+)
 from outrigger.core.rpc.chain import principal_of
 from outrigger.core.rpc.errors import as_outrigger
 from outrigger.core.tasks import Tasks, finish
@@ -33,6 +39,8 @@ ACCESS: Final[dict[str, Rule]] = {
 }
 """Who may call what, for the chain's table."""
 
+HELLO_TIMEOUT_S: Final = 5.0
+"""A stream without a hello ends after so long."""
 _ORDERS_MAX: Final = 64
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -117,9 +125,9 @@ class AttachServicer(AttachServiceServicer):
     ) -> AsyncIterator[pb.AttachResponse]:
         """Pass messages both ways until either side ends the stream."""
         self._check_agent(principal_of(context))
-        first = await anext(request_iterator, None)
+        hello = await _hello(request_iterator)
         stream = _Stream()
-        self._supervisor.attach(stream, _hello(first))
+        self._supervisor.attach(stream, hello)
         reading = self._tasks.spawn("attach.read", self._read(request_iterator, stream))
         try:
             async for order in stream.orders():
@@ -175,7 +183,16 @@ class AttachServicer(AttachServiceServicer):
             )
 
 
-def _hello(first: pb.AttachRequest | None) -> Hello:
+async def _hello(requests: AsyncIterator[pb.AttachRequest]) -> Hello:
+    try:
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            first = await anext(requests, None)
+    except TimeoutError as error:
+        raise TimedOut(
+            "NO_HELLO",
+            f"an Attach stream was opened and no 'hello' came within"
+            f" {HELLO_TIMEOUT_S:g} s: send it as the first message",
+        ) from error
     if first is None or first.WhichOneof("message") != "hello":
         raise Invalid(
             "NO_HELLO", "the first message of an Attach stream has to be 'hello'"

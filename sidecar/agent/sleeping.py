@@ -12,6 +12,8 @@ from sidecar.policy.lifecycle import Input
 
 _NEW_WORK: Final = "a call or lease began"
 _RELEASE_ALERT_S: Final = 10.0
+_LOOK_MAX_S: Final = 0.25
+"""Longest pause between two looks at a frozen agent."""
 
 
 class Sleeping:
@@ -110,17 +112,23 @@ class Sleeping:
         self._feed(Input.FROZEN_OK, "every process is stopped")
 
     async def keep_frozen(self) -> None:
-        """Wait, then look for work once more before the process may go.
+        """Look for work until the process may go; for ever if it is only frozen.
 
-        What the agent sent before it was stopped may still have been under way.
+        What the agent sent before it was stopped may still have been under way, and
+        an open stream may pass a message at any time.
         """
         life = self._life
-        kept_s = max(life.settings.frozen_keep_s, life.settings.poll_s)
-        await life.ports.clock.sleep(kept_s)
-        if life.has_new_work or life.is_busy:
-            self._feed(Input.ACTIVITY, _NEW_WORK)
-        elif life.settings.sleep_mode is SleepMode.PROCESS:
-            self._feed(Input.RELEASE_DUE, "nothing came after the freeze")
+        clock, pause_s = life.ports.clock, life.settings.poll_s
+        until = clock.monotonic() + max(life.settings.frozen_keep_s, pause_s)
+        only_frozen = life.settings.sleep_mode is SleepMode.FREEZE
+        while only_frozen or clock.monotonic() < until:
+            left_s = until - clock.monotonic()
+            await clock.sleep(pause_s if only_frozen else min(pause_s, left_s))
+            if life.has_new_work or life.is_busy:
+                self._feed(Input.ACTIVITY, _NEW_WORK)
+                return
+            pause_s = min(2 * pause_s, _LOOK_MAX_S)
+        self._feed(Input.RELEASE_DUE, "nothing came after the freeze")
 
     async def watch_release(self) -> None:
         """Tell an operator when the process does not go."""

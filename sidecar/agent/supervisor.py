@@ -8,6 +8,7 @@ state cancels its steps, so an answer never meets a state that did not ask for i
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from outrigger.core.errors import Conflict, Refused
@@ -24,7 +25,12 @@ from sidecar.agent.ports import (
     SupervisorPorts,
     SupervisorSettings,
 )
-from sidecar.agent.records import Epochs, LifecycleRecords, Recorder
+from sidecar.agent.records import (
+    Epochs,
+    LifecycleRecord,
+    LifecycleRecords,
+    Recorder,
+)
 from sidecar.agent.steps import Steps
 from sidecar.agent.waking import Waking
 from sidecar.policy.agent import AgentSnapshot, AgentState
@@ -70,7 +76,13 @@ class Supervisor:
             app_address=app_address,
         )
         self._steps = Steps(ports.tasks)
-        self._recorder = Recorder(records, self._life.epochs, ports.tasks)
+        self._recorder = Recorder(
+            records,
+            self._life.epochs,
+            tasks=ports.tasks,
+            clock=ports.clock,
+            publish=ports.publish,
+        )
         self._machine = Machine(self._life, self._steps, self._recorder)
         feed = self._machine.feed
         waking = Waking(self._life, feed)
@@ -80,6 +92,8 @@ class Supervisor:
         )
         self._machine.effects = self._effects.table()
         self._stopping = False
+        self._has_begun = False
+        self._wake_wanted: str | None = None
         self.child_exited: asyncio.Future[int] = (
             asyncio.get_running_loop().create_future()
         )
@@ -109,10 +123,14 @@ class Supervisor:
     async def start(self) -> None:
         """Take over from the sidecar before; start the agent unless it sleeps.
 
-        Returns when that has begun, not when the agent is awake.
+        Returns when that has begun, not when the agent is awake. Until then nothing
+        is started, and what is on record of the sidecar before stays as it was, but
+        for the epochs reserved: a start that is cut short or fails must leave the
+        next one all it needs to know.
 
         Raises:
             Corrupt: BAD_LIFECYCLE_RECORD.
+            TimedOut: STILL_THERE when the agent's former life does not end.
             Transient: STORE_FAILED.
         """
         life, machine = self._life, self._machine
@@ -121,20 +139,34 @@ class Supervisor:
             life.epochs.begin_above(stored.epoch_reserved)
             life.generation = stored.generation
             life.state_digest = stored.state_digest
+            life.former = stored.process
             machine.resume_from(stored)
-        await self._recorder.write(machine.record())
+        await self._recorder.write(self._first_record(stored))
         if life.actuator is None:
+            self._has_begun = True
             machine.begin_awake("it attaches by itself")
-        elif stored is None or stored.state is not AgentState.ASLEEP:
-            if stored is not None and stored.process is not None:
-                await life.actuator.end_leftovers(stored.process)
-            machine.feed(Input.WAKE_REQUESTED, _FIRST)
+            return
+        if life.former is not None:
+            await life.actuator.end_leftovers(life.former)
+            life.former = None
+        self._has_begun = True
+        sleeps = stored is not None and stored.state is AgentState.ASLEEP
+        wanted = self._wake_wanted if sleeps else _FIRST
+        if wanted is not None:
+            machine.feed(Input.WAKE_REQUESTED, wanted)
+
+    def _first_record(self, stored: LifecycleRecord | None) -> LifecycleRecord:
+        if stored is not None:
+            return replace(stored, epoch_reserved=self._life.epochs.reserve)
+        first = self._machine.record()
+        return replace(first, state=AgentState.WAKING, reason=_FIRST)
 
     async def stop(self) -> None:
         """End the agent with the sidecar and record how it is left.
 
         A frozen agent whose state is on disk is left asleep; any other is asked to
-        end, and the next sidecar starts it again.
+        end, and the next sidecar starts it again. After a `start` that failed there
+        is nothing to record: the record on disk is the sidecar's before this one.
 
         Raises:
             TimedOut: STILL_THERE when even KILL does not end it.
@@ -142,6 +174,8 @@ class Supervisor:
         life, machine = self._life, self._machine
         self._stopping = True
         self._steps.cancel_all()
+        if not self._has_begun:
+            return
         if life.actuator is not None and life.actuator.pid:
             asleep = machine.state is AgentState.FROZEN and life.verified
             if asleep:
@@ -181,8 +215,9 @@ class Supervisor:
         """Begin to wake the agent, whatever it is doing; return it as it is now.
 
         Waking one that is awake or waking changes nothing. A wake needs no disk: if
-        none answers, it goes on under the old epoch. Arguments as for
-        `request_sleep`.
+        none answers, it goes on under the old epoch. One that comes before `start`
+        has done its part waits for it: a former life may still have to be ended.
+        Arguments as for `request_sleep`.
 
         Raises:
             Conflict: STALE_EPOCH.
@@ -190,10 +225,16 @@ class Supervisor:
         """
         self._check_command(seen_epoch)
         if not validate_only:
-            if self._machine.state is AgentState.FAILED:
-                self._life.restore_below = None  # somebody may have mended the newest
-            self._machine.feed(Input.WAKE_REQUESTED, reason)
+            self._wake(reason)
         return self.snapshot()
+
+    def _wake(self, reason: str) -> None:
+        if not self._has_begun:
+            self._wake_wanted = reason
+            return
+        if self._machine.state is AgentState.FAILED:
+            self._life.restore_below = None  # somebody may have mended the newest
+        self._machine.feed(Input.WAKE_REQUESTED, reason)
 
     def activity(self, what: str = "a call began") -> None:
         """Say that a call or lease began; ends a sleep that is under way."""

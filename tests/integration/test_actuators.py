@@ -284,7 +284,7 @@ async def test_leftovers_that_cannot_be_ended_are_said(
     leader, path = leader_and_child(tmp_path)
     child = await read_pid(path)
     strays += [leader.pid, child]
-    monkeypatch.setattr(actuators, "_LEFTOVER_LOOKS", 2)
+    monkeypatch.setattr(actuators, "_KILL_S", 0.05)
     with monkeypatch.context() as without:
         without.setattr(processes, "send_signal", lambda *_: None)
         with pytest.raises(TimedOut) as refused:
@@ -294,6 +294,50 @@ async def test_leftovers_that_cannot_be_ended_are_said(
     kill(leader.pid)
     kill(child)
     leader.wait()
+
+
+class SlowProc:
+    """A machine with so many processes that each look takes a while."""
+
+    def __init__(self, look_s, looks):
+        self.look_s = look_s
+        self.looks = looks
+        self.now = 0.0
+        self.pauses = []
+
+    def monotonic(self):
+        return self.now
+
+    async def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def members(self, session):
+        self.now += self.look_s
+        self.looks -= 1
+        state = "T" if self.looks <= 0 else "R"
+        return [processes.ProcessStat(session, state, session, 1)]
+
+
+@pytest.mark.parametrize(
+    ("look_s", "pause_s"), [(0.0, 0.005), (0.004, 0.04), (0.05, 0.1)]
+)
+async def test_looking_at_every_process_leaves_the_loop_to_others(
+    make, monkeypatch, look_s, pause_s
+):
+    """The pause is ten times what a look took, 5 ms at least and 100 ms at most."""
+    actuator = make()
+    actuator.spawn()
+    machine = SlowProc(look_s, looks=3)
+    with monkeypatch.context() as slow:
+        slow.setattr(actuator, "_clock", machine)
+        slow.setattr(processes, "session_members", machine.members)
+        await actuator.wait_frozen()
+        assert machine.pauses == pytest.approx([pause_s] * 2)
+        slow.setattr(processes.ProcessStat, "is_stopped", False)
+        await actuator.wait_running()
+
+    assert len(machine.pauses) == 2
 
 
 def gone(*_):

@@ -10,7 +10,7 @@ from outrigger.core.errors import Bug
 from outrigger.core.rpc.errors import from_rpc_error
 from outrigger.v1 import attach_service_pb2 as pb
 from outrigger.v1.attach_service_pb2_grpc import AttachServiceStub
-from sidecar.agent import app_port, messages
+from sidecar.agent import app_port, messages, session
 from sidecar.agent.session import ACCESS, _response, _Stream
 from sidecar.policy.agent import AgentState
 from tests.support.agent_rig import OTHER_TOKEN, TOKEN, Rig, wait_for
@@ -189,6 +189,18 @@ async def test_no_good_checkpoint_ends_the_stream_with_data_loss(rig, stub):
 
     assert (error.status, error.reason) == ("DATA_LOSS", "NO_GOOD_CHECKPOINT")
     assert rig.errors() == ["NO_GOOD_CHECKPOINT"]
+
+
+async def test_a_stream_that_stays_silent_ends_with_an_error(rig, stub, monkeypatch):
+    """A client that opens a stream and says nothing holds it for a while only."""
+    monkeypatch.setattr(session, "HELLO_TIMEOUT_S", 0.05)
+    silent = attach(stub)
+
+    error = await refusal(silent)
+
+    assert (error.status, error.reason) == ("DEADLINE_EXCEEDED", "NO_HELLO")
+    assert "hello" in error.message
+    assert rig.supervisor._life.link is None
 
 
 async def test_a_stream_without_hello_is_refused(rig, stub):

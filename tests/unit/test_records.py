@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from outrigger.core.database import Database
-from outrigger.core.errors import Conflict, Corrupt, Transient
+from outrigger.core.errors import Conflict, Corrupt, Overloaded, Transient
 from outrigger.core.tasks import Tasks
 from sidecar.agent.records import (
     EPOCHS_AHEAD,
@@ -152,10 +152,31 @@ class SlowRecords:
 async def tasks():
     """Tasks that keep what was reported."""
     seen = []
-    made = Tasks(seen.append, FakeClock())
-    made.seen = seen
+    clock = FakeClock()
+    made = Tasks(seen.append, clock)
+    made.seen, made.clock = seen, clock
     yield made
     await made.close()
+
+
+@pytest.fixture
+def slow():
+    """A store that waits to be let."""
+    return SlowRecords()
+
+
+@pytest.fixture
+def epochs():
+    """No epoch is reserved yet."""
+    return Epochs()
+
+
+@pytest.fixture
+def recorder(slow, epochs, tasks):
+    """A recorder over the slow store."""
+    return Recorder(
+        slow, epochs, tasks=tasks, clock=tasks.clock, publish=tasks.seen.append
+    )
 
 
 async def until(condition):
@@ -165,12 +186,15 @@ async def until(condition):
             await asyncio.sleep(0)
 
 
-async def test_the_recorder_writes_the_newest_and_skips_those_between(tasks):
-    """A burst of changes costs two writes: the first and the last."""
-    slow = SlowRecords()
-    epochs = Epochs()
-    recorder = Recorder(slow, epochs, tasks)
+def reasons(tasks):
+    """Return the reasons of what was reported."""
+    return [seen.reason for seen in tasks.seen]
 
+
+async def test_the_recorder_writes_the_newest_and_skips_those_between(
+    slow, epochs, recorder, tasks
+):
+    """A burst of changes costs two writes: the first and the last."""
     for epoch in range(1, 6):
         recorder.put(dataclasses.replace(FULL, epoch=epoch, epoch_reserved=epoch + 8))
         await asyncio.sleep(0)
@@ -181,18 +205,64 @@ async def test_the_recorder_writes_the_newest_and_skips_those_between(tasks):
     assert epochs.has_next
 
 
-async def test_a_failed_write_is_reported_and_the_next_one_is_tried(tasks):
-    """A full disk costs a record, not the recorder."""
-    slow = SlowRecords()
+async def test_a_failed_write_is_tried_again_until_it_is_done(slow, recorder, tasks):
+    """A full disk costs time, not the newest record; it is reported once."""
     slow.go.set()
-    slow.error = Transient("STORE_FAILED", "the disk is full")
-    recorder = Recorder(slow, Epochs(), tasks)
-
+    slow.error = Overloaded("STORE_FULL", "the disk is full")
     recorder.put(FULL)
-    await until(lambda: tasks.seen)
+    for pause_s in (0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0):
+        await tasks.clock.wait_for_sleepers()
+        tasks.clock.advance(pause_s)
+    await tasks.clock.wait_for_sleepers()
+    slow.error = None
+    tasks.clock.advance(2.0)
     await until(lambda: not len(tasks))
+
+    assert slow.stored == [FULL]
+    assert reasons(tasks) == ["STORE_FULL"]
+
+
+async def test_the_newest_record_is_the_one_tried_again(slow, recorder, tasks):
+    """What came meanwhile takes the place of what failed."""
+    slow.go.set()
+    slow.error = Transient("STORE_FAILED", "the disk is gone")
+    newest = dataclasses.replace(FULL, epoch=8)
+    recorder.put(FULL)
+    await tasks.clock.wait_for_sleepers()
+    recorder.put(newest)
+    slow.error = None
+    tasks.clock.advance(0.1)
+    await until(lambda: not len(tasks))
+
+    assert slow.stored == [newest]
+
+
+async def test_a_record_written_at_once_replaces_the_one_that_waits(
+    slow, recorder, tasks
+):
+    """The last word of a sidecar that ends is not overwritten by an older one."""
+    slow.go.set()
+    slow.error = Transient("STORE_FAILED", "the disk is gone")
+    last = dataclasses.replace(FULL, reason="the sidecar ends")
+    recorder.put(FULL)
+    await tasks.clock.wait_for_sleepers()
+    slow.error = None
+    await recorder.write(last)
+    tasks.clock.advance(0.1)
+    await until(lambda: not len(tasks))
+
+    assert slow.stored == [last]
+
+
+async def test_a_record_that_can_never_be_stored_is_given_up(slow, recorder, tasks):
+    """A later sidecar has the directory: said once, and the next record is tried."""
+    slow.go.set()
+    slow.error = Conflict("STALE_EPOCH", "another sidecar is newer")
+    recorder.put(FULL)
+    await until(lambda: not len(tasks))
+    assert reasons(tasks) == ["STALE_EPOCH"]
+
     slow.error = None
     recorder.put(FULL)
-    await until(lambda: slow.stored)
-
-    assert [seen.reason for seen in tasks.seen] == ["STORE_FAILED"]
+    await until(lambda: not len(tasks))
+    assert slow.stored == [FULL]

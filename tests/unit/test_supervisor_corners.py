@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from outrigger.core.database import Database
-from outrigger.core.errors import Conflict, Refused, Transient
+from outrigger.core.errors import Conflict, Overloaded, Refused, Transient
 from outrigger.core.tasks import Tasks
 from sidecar.agent.leases import KeepAwakeLeases
 from sidecar.agent.messages import Hello, PrepareSleep, Resume, SaveState, Welcome
@@ -14,7 +14,7 @@ from sidecar.agent.messages import Quiesced as QuiescedMessage
 from sidecar.agent.messages import Restored as RestoredMessage
 from sidecar.agent.messages import Saved as SavedMessage
 from sidecar.agent.messages import Serving as ServingMessage
-from sidecar.agent.ports import SupervisorPorts, SupervisorSettings
+from sidecar.agent.ports import SleepMode, SupervisorPorts, SupervisorSettings
 from sidecar.agent.records import SCHEMA, LifecycleRecords
 from sidecar.agent.supervisor import Supervisor
 from sidecar.policy.agent import AgentState
@@ -307,6 +307,62 @@ async def test_work_that_begins_while_the_save_is_read_back_wins(make):
     await life.until(lambda: life.state is AWAKE)
 
     assert life.actuator.done == ["spawn", "thaw"]
+
+
+async def test_work_seen_while_frozen_thaws_at_once(make):
+    """A call whose bytes were under way does not wait for the end of the keep."""
+    life = make(frozen_keep_s=1000.0)
+    await life.up()
+    await life.to_saved()
+    await life.until(lambda: life.state is FROZEN)
+    frozen_at = life.clock.monotonic()
+    await life.rest(100.0)
+    assert life.state is FROZEN
+    assert life.clock.monotonic() - frozen_at >= 100.0
+
+    life.busy = 1
+    await life.rest(0.5)
+
+    assert life.state is AWAKE
+    assert life.actuator.done == ["spawn", "freeze", "thaw"]
+
+
+async def test_one_that_is_only_frozen_is_looked_at_for_ever(make):
+    """A message on an open stream thaws it, however long it was frozen."""
+    life = make(sleep_mode=SleepMode.FREEZE)
+    await life.up()
+    epoch = life.supervisor.request_sleep(0, "test").epoch
+    life.supervisor.heard(life.link, QuiescedMessage(epoch))
+    await life.until(lambda: life.state is FROZEN)
+    await life.rest(1000.0)
+    assert life.state is FROZEN
+
+    life.begun += 1
+    await life.rest(0.5)
+
+    assert life.state is AWAKE
+
+
+async def test_a_store_that_works_again_gets_the_newest_record(make):
+    """Disk and memory agree without anything else having to happen."""
+    life = make(unattached_after_s=0.0)
+    full = Overloaded("STORE_FULL", "the disk is full")
+    records = life.supervisor._records
+    await life.supervisor.start()
+
+    async def refuse(_):
+        raise full
+
+    records.store = refuse
+    await life.until(lambda: life.state is AWAKE)
+    await life.rest(5.0)
+    assert (await records.load()).state is WAKING
+    assert life.reasons() == ["STORE_FULL"]
+
+    del records.store
+    await life.rest(5.0)
+    await life.until(lambda: not life.supervisor._recorder._writing)
+    assert (await records.load()).state is AWAKE
 
 
 async def test_work_that_begins_while_saving_wins(make):
