@@ -37,6 +37,7 @@ from sidecar.agent.ports import SleepMode, SupervisorPorts, SupervisorSettings
 from sidecar.agent.records import LifecycleRecords
 from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
+from sidecar.agent.traffic import Side, Traffic
 from sidecar.call.descriptor import Answer, Metadata, Resolution
 from sidecar.call.guard import CallGuard, GuardSettings
 from sidecar.call.metadata import without_credentials
@@ -96,7 +97,6 @@ class Sidecar:
         self._state = state
         self._clock = clock
         self._has_recovered = False
-        self._has_agent = False
         self._rng = SystemRng()
         self._database = database
         self._events = EventLog(agent_id=config.agent_id, clock=clock)
@@ -136,6 +136,11 @@ class Sidecar:
         )
         self._inbound_channels = UpstreamChannels({}, lambda _: None, tasks=self._tasks)
         self._inbound_wire = self._make_inbound_wire()
+        self._traffic = Traffic(
+            Side(self._guard.counts, self._wire.open_streams),
+            Side(self._inbound.counts, self._inbound_wire.open_streams),
+            clock=clock,
+        )
         self._meter = self._make_meter()
         self._status = self._make_status()
         self._reporter = self._make_reporter()
@@ -261,10 +266,8 @@ class Sidecar:
                 clock=self._clock,
                 rng=self._rng,
                 tasks=self._tasks,
-                busy=lambda: (
-                    self._guard.counts.in_flight + self._inbound.counts.in_flight
-                ),
-                begun=lambda: self._guard.counts.begun + self._inbound.counts.begun,
+                busy=lambda: self._traffic.busy(),  # noqa: PLW0108 - made later
+                begun=lambda: self._traffic.begun(),  # noqa: PLW0108 - made later
                 accepts=accepts,
             ),
             records=LifecycleRecords(self._database, config.agent_id),
@@ -294,6 +297,7 @@ class Sidecar:
             snapshot=self._supervisor.snapshot,
             outbound=self._guard.counts,
             inbound=self._inbound.counts,
+            traffic=self._traffic,
             leases=self._leases,
             meter=self._meter,
             live_letters=lambda: self._census.live,
@@ -337,7 +341,7 @@ class Sidecar:
                 agent_id=agent_id,
                 on_saved=self._supervisor.checkpoint_saved,
             ),
-            circuits=CircuitServicer(self._guard, clock),
+            circuits=CircuitServicer(self._guard, clock, stored=self._circuits.store),
             letters=LetterServicer(
                 self._journal,
                 route=self._route,
@@ -377,7 +381,6 @@ class Sidecar:
         addresses = await self._listen_api()
         self._spawn_loops()
         await self._supervisor.start()
-        self._has_agent = True
         return addresses
 
     async def run(self, stopped: asyncio.Event) -> int:
@@ -403,8 +406,7 @@ class Sidecar:
     def _endings(self) -> Iterator[Step]:
         yield "wire.stop", lambda: self._wire.stop(_GRACE_S)
         yield "inbound.stop", lambda: self._inbound_wire.stop(_GRACE_S)
-        if self._has_agent:
-            yield "agent.stop", self._supervisor.stop
+        yield "agent.stop", self._supervisor.stop
         if self._has_recovered:
             yield "delivery.stop", lambda: self._delivery.stop(_GRACE_S)
             yield "circuits.store", self._circuits.store
@@ -518,13 +520,11 @@ class Sidecar:
         return self._routes.route(method, upstream or None).upstream
 
     def _evidence(self, cpu_ratio: float | None) -> Evidence:
-        streams = self._wire.open_streams() + self._inbound_wire.open_streams()
-        in_flight = self._guard.counts.in_flight + self._inbound.counts.in_flight
         return Evidence(
-            calls_in_flight=max(in_flight - len(streams), 0),
+            calls_in_flight=self._traffic.calls(),
             leases=self._leases.count(self._clock.monotonic()),
             last_call=max(self._guard.last_activity, self._inbound.last_activity),
-            stream_messages=streams,
+            stream_messages=self._traffic.streams(),
             cpu_ratio=cpu_ratio,
         )
 

@@ -84,12 +84,25 @@ class CircuitKeeper:
         self._guard.restored_state(kept, self._clock.monotonic())
 
     async def store(self) -> None:
-        """Store what is not closed now."""
+        """Store what is not closed now; return once it is on disk.
+
+        Raises:
+            OutriggerError: as the database refuses.
+        """
         await self._records.store(self._guard.saved_state())
 
     async def run(self) -> None:
-        """Store after every move, for ever."""
+        """Store after every move, for ever.
+
+        Raises:
+            OutriggerError: the store did not take it; the move is kept, and the next
+                run begins with it.
+        """
         while True:
             await self._moved.wait()
             self._moved.clear()
-            await self.store()
+            try:
+                await self.store()
+            except Exception:
+                self._moved.set()
+                raise

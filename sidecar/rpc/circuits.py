@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import grpc.aio
@@ -36,11 +36,22 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CircuitServicer(circuit_service_pb2_grpc.CircuitServiceServicer):
-    """Serves the circuits of one guard."""
+    """Serves the circuits of one guard.
 
-    def __init__(self, guard: CallGuard, clock: Clock) -> None:
+    A change is answered once it is on disk: an operator's word outlives a crash.
+    """
+
+    def __init__(
+        self,
+        guard: CallGuard,
+        clock: Clock,
+        *,
+        stored: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Prepare; `stored` writes the circuits as they are and returns once it has."""
         self._guard = guard
         self._clock = clock
+        self._stored = stored
 
     async def GetCircuit(
         self, request: circuit_service_pb2.GetCircuitRequest, context: _Context
@@ -72,7 +83,7 @@ class CircuitServicer(circuit_service_pb2_grpc.CircuitServiceServicer):
             raise Invalid(
                 "NO_REASON", "reason is empty: say why, it is shown until restored"
             )
-        self._change(
+        await self._change(
             request.circuit_id,
             validate_only=request.validate_only,
             change=lambda now: self._guard.isolate(
@@ -87,7 +98,7 @@ class CircuitServicer(circuit_service_pb2_grpc.CircuitServiceServicer):
         self, request: circuit_service_pb2.RestoreCircuitRequest, context: _Context
     ) -> circuit_service_pb2.RestoreCircuitResponse:
         """End an isolation by probing."""
-        self._change(
+        await self._change(
             request.circuit_id,
             validate_only=request.validate_only,
             change=lambda now: self._guard.restore(request.circuit_id, now),
@@ -96,12 +107,13 @@ class CircuitServicer(circuit_service_pb2_grpc.CircuitServiceServicer):
             circuit=self._shown(request.circuit_id)
         )
 
-    def _change(
+    async def _change(
         self, circuit_id: str, *, validate_only: bool, change: Callable[[float], object]
     ) -> None:
         self._shown(circuit_id)
         if not validate_only:
             change(self._clock.monotonic())
+            await self._stored()
 
     def _shown(self, circuit_id: str) -> circuit_pb2.Circuit:
         view = self._guard.circuit(circuit_id)

@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from outrigger.core.clock import Clock
 from outrigger.v1 import agent_pb2
 from sidecar.agent.leases import KeepAwakeLeases
+from sidecar.agent.traffic import Traffic
 from sidecar.call.descriptor import CallCounts
 from sidecar.load.meter import Meter
 from sidecar.policy.agent import AgentSnapshot
@@ -21,6 +22,7 @@ class Status:
     snapshot: Callable[[], AgentSnapshot]
     outbound: CallCounts
     inbound: CallCounts
+    traffic: Traffic
     leases: KeepAwakeLeases
     meter: Meter
     live_letters: Callable[[], int]
@@ -43,8 +45,8 @@ class Status:
 
     def _load(self) -> agent_pb2.Load:
         load = load_to_proto(self.meter.latest)
-        load.outbound_in_flight = self.outbound.in_flight
-        load.inbound_in_flight = self.inbound.in_flight
+        load.outbound_in_flight = self.traffic.outbound()
+        load.inbound_in_flight = self.traffic.inbound()
         load.keep_awake_leases = self.leases.count(self.clock.monotonic())
         load.live_letters = self.live_letters()
         idle = Duration()

@@ -1,17 +1,25 @@
 """kill -9 of a sidecar: what it acknowledged must come true all the same."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import time
 
 import grpc
 import pytest
 
-from outrigger.v1 import agent_pb2, letter_service_pb2
+from outrigger.v1 import (
+    agent_pb2,
+    circuit_pb2,
+    circuit_service_pb2,
+    letter_service_pb2,
+)
 from outrigger.v1 import sidecar_service_pb2 as sidecar_pb
+from outrigger.v1.circuit_service_pb2_grpc import CircuitServiceStub
 from outrigger.v1.letter_service_pb2_grpc import LetterServiceStub
 from outrigger.v1.sidecar_service_pb2_grpc import SidecarServiceStub
-from tests.support.processes import PYTHON, Stack, operator, wait_for
+from tests.support.processes import PYTHON, START_S, Stack, operator, wait_for
 
 ROUNDS = 50
 METHOD = "/test.Ledger/Call"
@@ -95,9 +103,6 @@ def test_an_open_circuit_is_half_open_after_a_kill(stack):
     sidecar.kill()
     sidecar = stack.sidecar("a", upstream="127.0.0.1:1")
 
-    from outrigger.v1 import circuit_pb2, circuit_service_pb2
-    from outrigger.v1.circuit_service_pb2_grpc import CircuitServiceStub
-
     stub = CircuitServiceStub(stack.channel(sidecar.addresses["api_tcp"]))
     found = stub.ListCircuits(
         circuit_service_pb2.ListCircuitsRequest(), metadata=operator(sidecar.state)
@@ -107,6 +112,63 @@ def test_an_open_circuit_is_half_open_after_a_kill(stack):
         circuit_pb2.Circuit.STATE_HALF_OPEN,
         circuit_pb2.Circuit.STATE_OPEN,
     )
+
+
+def test_what_an_operator_was_answered_about_a_circuit_outlives_a_kill(stack):
+    """Isolated, killed at once: isolated. Restored, killed at once: it is not."""
+    sidecar = stack.sidecar("a", upstream="127.0.0.1:1")
+
+    def circuits():
+        return CircuitServiceStub(stack.channel(sidecar.addresses["api_tcp"]))
+
+    def state_after_a_kill():
+        nonlocal sidecar
+        sidecar.kill()
+        sidecar = stack.sidecar("a", upstream="127.0.0.1:1")
+        request = circuit_service_pb2.GetCircuitRequest(circuit_id="default")
+        found = circuits().GetCircuit(request, metadata=operator(sidecar.state))
+        return circuit_pb2.Circuit.State.Name(found.circuit.state)
+
+    for number in range(5):
+        isolate = circuit_service_pb2.IsolateCircuitRequest(
+            circuit_id="default", reason=f"by hand {number}"
+        )
+        circuits().IsolateCircuit(isolate, metadata=operator(sidecar.state))
+        assert state_after_a_kill() == "STATE_ISOLATED"
+        restore = circuit_service_pb2.RestoreCircuitRequest(circuit_id="default")
+        circuits().RestoreCircuit(restore, metadata=operator(sidecar.state))
+        assert state_after_a_kill() != "STATE_ISOLATED"
+
+
+def test_a_sidecar_killed_as_soon_as_it_has_a_record_starts_its_agent_again(stack):
+    """No moment of a first start leaves a record of an agent that is to sleep."""
+    state = stack.folder / "a"
+    args = ("--agent-id", "a", "--state", str(state), "--upstream", "default=x:1")
+    listen = ("--outbound", "127.0.0.1:0", "--api", "127.0.0.1:0")
+    words = (*PYTHON, "outrigger.cli.main", "sidecar", *args, *listen)
+    cut = stack.start("cut", *words, "--", "sleep", "1000")
+    until = time.monotonic() + START_S
+    while not recorded(state):  # without a pause: the next record comes at once
+        assert time.monotonic() < until
+    cut.kill()
+    assert recorded(state)[0] != "asleep"
+
+    sidecar = stack.sidecar("a", upstream="x:1", command=("sleep", "1000"))
+    assert wait_for(lambda: recorded(state)[1], "a process on record")
+    assert sidecar.process.poll() is None
+
+
+def recorded(state):
+    """Return the state and pid on record; nothing while there is none."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{state}/sidecar.db?mode=ro", uri=True)
+        ) as connection:
+            return connection.execute(
+                "SELECT state, pid FROM agent_lifecycle"
+            ).fetchone()
+    except sqlite3.Error:
+        return None
 
 
 def test_the_agent_dies_with_its_sidecar_even_when_frozen(stack):
