@@ -1,6 +1,7 @@
 """What a sidecar may be told: flags over OUTRIGGER_* over TOML."""
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from outrigger.core.config import (
 )
 from outrigger.core.errors import Invalid
 from outrigger.core.ids import check_agent_id, check_upstream_name
-from outrigger.core.rpc.server import TlsFiles, check_listen
+from outrigger.core.rpc.server import TlsFiles, check_listen, is_loopback
 from sidecar.call.routes import MethodRule
 
 _LETTERS: Final = ("off", "on", "always")
@@ -29,6 +30,9 @@ _RULE_KEYS: Final = frozenset(
     {"match", "idempotent", "unsafe", "letter", "timeout_s", "max_attempts"}
 )
 _UPSTREAM_KEYS: Final = frozenset({"target", "services"})
+_UNIX_TARGETS: Final = ("unix:", "unix-abstract:")
+_ADDRESS_TARGETS: Final = re.compile(r"(dns:///|dns:(?!//)|ipv4:|ipv6:)")
+_HAS_PORT: Final = re.compile(r"(\[.*\]|[^:]*):\d+")
 
 OPTIONS: Final[tuple[Option, ...]] = (
     CONFIG_OPTION,
@@ -173,13 +177,13 @@ class SidecarConfig:
     report_interval_s: float = 1.0
     measure: bool = True
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """What the agent inherits."""
+    """What the agent inherits; the sidecar's own settings are not its business."""
 
     def __post_init__(self) -> None:
         """Check what no single value shows.
 
         Raises:
-            Invalid: BAD_CONFIG with every mistake.
+            Invalid: BAD_CONFIG with every mistake; NEEDS_TLS; and as `check_listen`.
         """
         mistakes = list(_mistakes(self))
         if mistakes:
@@ -188,6 +192,8 @@ class SidecarConfig:
             )
         for flag, listen in self.listeners():
             check_listen(listen.address, flag, self.tls)
+        if self.controller:
+            _check_controller(self.controller, self.tls)
         # Before the directory is made, and the longer one of its two sockets.
         check_listen(f"unix:{self.state / names.OUTBOUND_SOCKET}", "--state", None)
 
@@ -264,8 +270,13 @@ def _config(
         concurrency=cast("int", found["concurrency"]),
         report_interval_s=cast("float", found["report_interval_s"]),
         measure=cast("bool", found["measure"]),
-        environment=dict(environ),
+        environment=_inherited(environ),
     )
+
+
+def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    own = {option.variable for option in OPTIONS}
+    return {name: value for name, value in environ.items() if name not in own}
 
 
 def _listen(given: object, default: str) -> Listen:
@@ -298,6 +309,32 @@ def _mistakes(config: SidecarConfig) -> list[str]:
         if name not in config.upstreams:
             found.append(f"service {prefix} names upstream {name}, which is not there")
     return found
+
+
+def _check_controller(target: str, tls: TlsFiles | None) -> None:
+    """Refuse to send tokens to another machine in clear.
+
+    Raises:
+        Invalid: NEEDS_TLS.
+    """
+    if (tls is None or tls.ca is None) and not _stays_here(target):
+        raise Invalid(
+            "NEEDS_TLS",
+            f"--controller: {target} is not on this machine, so the tokens sent there"
+            " need TLS: give --tls-ca with the certificate that signed the"
+            " controller's, beside --tls-cert and --tls-key",
+        )
+
+
+def _stays_here(target: str) -> bool:
+    """Say whether all of a gRPC target is surely on this machine."""
+    if target.startswith(_UNIX_TARGETS):
+        return True
+    parts = _ADDRESS_TARGETS.sub("", target, count=1).split(",")
+    return all(
+        is_loopback(part if _HAS_PORT.fullmatch(part) else f"{part}:0")
+        for part in parts
+    )
 
 
 def _upstream_table(given: object) -> dict[str, tuple[str, tuple[str, ...]]]:

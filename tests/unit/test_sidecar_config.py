@@ -1,7 +1,7 @@
 import pytest
 
 from outrigger.core.errors import Invalid
-from sidecar.config import from_args
+from sidecar.config import OPTIONS, from_args
 
 ENV = {"HOME": "/home/agent", "XDG_STATE_HOME": "/var/state"}
 LEAST = ["--agent-id", "a-1"]
@@ -116,6 +116,71 @@ def test_a_wrong_file_is_told_what_was_expected(tmp_path, text, expected):
 def test_wrong_flags_are_told_what_was_expected(words, expected):
     """Each wrong flag names itself and the mend."""
     assert expected in refused(*words)
+
+
+CONTROLLED = ["--join-token-file", "join-token", "--controller"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "10.0.0.5:7601",
+        "controller:7601",
+        "127.0.0.1.example:7601",
+        "[2001:db8::1]:7601",
+        "dns:///controller:7601",
+        "dns:controller:7601",
+        "dns://10.0.0.5/localhost:7601",
+        "dns:::1:7601",
+        "ipv4:127.0.0.1:7601,10.0.0.5:7601",
+        "ipv6:[2001:db8::1]:7601",
+        "vsock:2:7601",
+    ],
+)
+def test_tokens_do_not_leave_the_machine_in_clear(target):
+    """A controller elsewhere needs an authority to trust; a certificate is not one."""
+    files = ["--tls-cert", "cert.pem", "--tls-key", "key.pem"]
+    for words in ([], files):
+        with pytest.raises(
+            Invalid, match="so the tokens sent there need TLS"
+        ) as caught:
+            parse(*CONTROLLED, target, *words)
+        assert caught.value.reason == "NEEDS_TLS"
+
+    trusting = parse(*CONTROLLED, target, *files, "--tls-ca", "ca.pem")
+    assert trusting.controller == target
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "127.0.0.1:7601",
+        "127.9.9.9:7601",
+        "localhost:7601",
+        "[::1]:7601",
+        "unix:/run/controller.sock",
+        "unix-abstract:controller",
+        "dns:///localhost:7601",
+        "dns:localhost",
+        "ipv4:127.0.0.1:7601,127.0.0.2:7601",
+        "ipv6:[::1]:7601",
+    ],
+)
+def test_a_controller_on_this_machine_needs_no_tls(target):
+    """Nobody else sees what is sent there."""
+    assert parse(*CONTROLLED, target).controller == target
+
+
+def test_the_agent_inherits_none_of_our_settings():
+    """Least of all those with a password in them; everything else it does."""
+    ours = {option.variable: "" for option in OPTIONS}
+    ours["OUTRIGGER_REDIS"] = "redis://:secret@r:6379"
+    given = {**ENV, "OUTRIGGER_DEBUG": "1", "PATH": "/bin"}
+
+    config = parse(env={**given, **ours})
+
+    assert config.redis == ours["OUTRIGGER_REDIS"]
+    assert config.environment == given
 
 
 def test_a_service_of_an_unknown_upstream_is_refused(tmp_path):
