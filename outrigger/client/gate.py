@@ -55,12 +55,7 @@ class Gate:
             Refused: SAVE_INSIDE_WORK, because it would wait for itself;
                 AGENT_STOPPED.
         """
-        if self._depth():
-            raise Refused(
-                "SAVE_INSIDE_WORK",
-                "the state cannot be saved inside a `working()` block, which says"
-                " that it is being changed; leave the block first",
-            )
+        self.require_no_work_here()
         with self._changed:
             self._changed.wait_for(lambda: not self._saving)
             self._saving = True
@@ -69,6 +64,19 @@ class Gate:
             yield
         finally:
             self._change(self._saved)
+
+    def require_no_work_here(self) -> None:
+        """Raise on a thread that is in the middle of work.
+
+        Raises:
+            Refused: SAVE_INSIDE_WORK.
+        """
+        if self._depth():
+            raise Refused(
+                "SAVE_INSIDE_WORK",
+                "the state cannot be saved inside a `working()` block, which says"
+                " that it is being changed; leave the block first",
+            )
 
     def close(self) -> int:
         """Let no new work in; return a turn to ask `wait_quiet` with."""

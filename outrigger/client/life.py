@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from outrigger.client.gate import Gate
-from outrigger.client.link import Link
+from outrigger.client.link import REPLACED, Link
 from outrigger.client.saves import Saves, require_digest
 from outrigger.core.blocks import state_digest
 from outrigger.core.errors import (
@@ -51,6 +51,14 @@ class Life:
     that a long save never keeps them waiting; quieting and saving run on a second
     thread, each under the turn of the gate it began with, and answer nothing once
     the turn is over.
+
+    Races. A stream may break before `restored` has reached the sidecar, which then
+    names the checkpoint to the next one again: the proof is kept and repeated.
+    `serving` says where and proves what at the sidecar, so it goes out only on a
+    stream whose welcome was answered and whose hello named the address of now; that
+    is looked up and sent under one lock, which `broke` needs before a new stream.
+    Two saves at once could end in the wrong order, the older state as the newer
+    generation: the next one reads the state when the one before is on disk.
     """
 
     def __init__(
@@ -67,7 +75,14 @@ class Life:
         self._link = make_link(hello=self.hello, take=self.take, broke=self.broke)
         self._changed = threading.Condition()
         self._app_address = app_address
+        self._said_address = app_address
+        """As the newest hello named it."""
+        self._saving = threading.Lock()
         self._has_state = False
+        self._proof: wire.Restored | None = None
+        """What was restored; None if the agent started afresh."""
+        self._is_welcomed = False
+        """The welcome of the stream of now was answered."""
         self._wants_to_serve = False
         self._is_serving = False
         self._is_stopped = False
@@ -97,15 +112,15 @@ class Life:
         """See `Agent.serving`."""
         self.wait_until_restored(timeout_s)
         with self._changed:
-            is_new = bool(app_address) and app_address != self._app_address
             self._app_address = app_address or self._app_address
             self._wants_to_serve = True
-        if is_new:
-            # Only `hello` carries the address; the welcome that answers it is
-            # followed by `serving`.
-            self._link.renew()
-        else:
-            self._announce()
+            self._raise_if_hopeless()
+            if self._app_address != self._said_address:
+                # Only `hello` carries the address; the welcome that answers it is
+                # followed by `serving`.
+                self._link.renew()
+            else:
+                self._announce()
 
     def wait_until_restored(self, timeout_s: float | None) -> None:
         """See `Agent.wait_until_restored`."""
@@ -122,13 +137,16 @@ class Life:
 
     def save(self, epoch: int = 0) -> Checkpoint:
         """Save the state at rest under an epoch; 0 means the current one."""
-        with self._gate.still():
-            state = self._hooks.save()
-        return self._saves.save(state, epoch)
+        self._gate.require_no_work_here()
+        with self._saving:
+            with self._gate.still():
+                state = self._hooks.save()
+            return self._saves.save(state, epoch)
 
     def hello(self) -> wire.AttachRequest:
         """Return the first message of a stream."""
         with self._changed:
+            self._said_address = self._app_address
             hello = wire.Hello(
                 pid=os.getpid(),
                 client=_CLIENT,
@@ -161,36 +179,55 @@ class Life:
         with self._changed:
             self._problem = problem
             self._is_serving = False
+            self._is_welcomed = False
+            if _is_replaced(problem) and self._wants_to_serve:
+                # The sidecar gave up the sleep that this stream was asked for, and
+                # nobody else will tell us.
+                self._gate.open()
             self._changed.notify_all()
 
     def _welcome(self, welcome: wire.Welcome) -> None:
-        if not self._has_state:
-            try:
-                self._restore(welcome)
-            except Exception as error:  # noqa: BLE001 - a hook may raise anything
-                self._restore_failed(error)
-                return
+        try:
+            if not self._has_state:
+                self._proof = self._restore(welcome)
+            self._show_proof(welcome)
+        except Exception as error:  # noqa: BLE001 - a hook may raise anything
+            self._restore_failed(error)
+            return
         with self._changed:
             self._has_state = True
+            self._is_welcomed = True
             self._problem = None
-            self._changed.notify_all()
-        if self._wants_to_serve:
             # Also opens the gate again: a sleep whose stream broke is given up.
             self._announce()
+            self._changed.notify_all()
 
-    def _restore(self, welcome: wire.Welcome) -> None:
-        generation = welcome.restore_generation
+    def _show_proof(self, welcome: wire.Welcome) -> None:
+        generation, proof = welcome.restore_generation, self._proof
         if not generation:
             return
+        wanted = wire.Restored(
+            generation=generation, state_digest=welcome.restore_digest
+        )
+        if proof != wanted:
+            held = f"generation {proof.generation}" if proof else "a state begun afresh"
+            raise Refused(
+                "OTHER_STATE_HELD",
+                f"this process holds {held} and cannot restore generation"
+                f" {generation} as well: start it anew",
+            )
+        self._send(wire.AttachRequest(restored=proof))
+
+    def _restore(self, welcome: wire.Welcome) -> wire.Restored | None:
+        generation = welcome.restore_generation
+        if not generation:
+            return None
         _, state = self._saves.restore(generation)
         require_digest(state, generation, welcome.restore_digest)
         self._hooks.restore(state)
         if self._hooks.proves_by_saving:
             self._prove(state)
-        restored = wire.Restored(
-            generation=generation, state_digest=state_digest(state)
-        )
-        self._send(wire.AttachRequest(restored=restored))
+        return wire.Restored(generation=generation, state_digest=state_digest(state))
 
     def _prove(self, state: bytes) -> None:
         held = self._hooks.save()
@@ -246,9 +283,13 @@ class Life:
             self._send(answer)
 
     def _announce(self) -> None:
-        self._gate.open()
-        self._send(wire.AttachRequest(serving=wire.Serving()))
+        """Say that the agent serves if it is so here and now."""
         with self._changed:
+            is_said = self._app_address == self._said_address
+            if not (self._wants_to_serve and self._is_welcomed and is_said):
+                return
+            self._gate.open()
+            self._send(wire.AttachRequest(serving=wire.Serving()))
             self._is_serving = True
             self._changed.notify_all()
 
@@ -267,21 +308,33 @@ class Life:
             self._changed.wait_for(lambda: is_so() or self._is_hopeless(), timeout_s)
             if is_so():
                 return
-            if self._is_stopped:
-                raise Refused(
-                    "AGENT_STOPPED",
-                    "this agent has been stopped; begin nothing new and end",
-                )
-            if isinstance(self._problem, Denied):
-                raise self._problem
+            self._raise_if_hopeless()
             raise TimedOut(
                 "ATTACH_TIMED_OUT",
                 f"the sidecar did not hand over the state within {timeout_s} s; look"
                 " at the cause and at the sidecar's log",
             ) from self._problem
 
+    def _raise_if_hopeless(self) -> None:
+        if self._is_stopped:
+            raise Refused(
+                "AGENT_STOPPED",
+                "this agent has been stopped; begin nothing new and end",
+            )
+        if self._problem is not None and _is_final(self._problem):
+            raise self._problem
+
     def _is_hopeless(self) -> bool:
-        return self._is_stopped or isinstance(self._problem, Denied)
+        final = self._problem is not None and _is_final(self._problem)
+        return self._is_stopped or final
 
     def _send(self, message: wire.AttachRequest) -> None:
         self._link.send(message)
+
+
+def _is_replaced(problem: OutriggerError) -> bool:
+    return problem.reason == REPLACED
+
+
+def _is_final(problem: OutriggerError) -> bool:
+    return isinstance(problem, Denied) or _is_replaced(problem)

@@ -20,6 +20,9 @@ _PAUSE_FIRST_S: Final = 0.1
 _PAUSE_MAX_S: Final = 2.0
 """No jitter: each sidecar has one agent, so nobody else comes at the same time."""
 
+REPLACED: Final = "REPLACED"
+"""Reason of a stream that ended because another one attached as this agent."""
+
 Outbox = queue.SimpleQueue[AttachRequest | None]
 
 
@@ -29,6 +32,11 @@ class Link:
     `hello` makes the first message of each stream, `take` gets every message of
     the sidecar in order, `broke` hears why a stream ended. All three are called
     on the link's thread.
+
+    Race: two programs may attach as one agent, and the sidecar keeps the newer
+    stream. Whoever is told REPLACED gives up: if both came back they would throw
+    each other out for ever. A stream of ours is over before the next begins, so
+    it is never ourselves who replaced it.
     """
 
     def __init__(
@@ -72,16 +80,22 @@ class Link:
                 self._outbox.put(message)
 
     def renew(self) -> None:
-        """Replace the stream of now by a new one, at once."""
+        """End the stream of now once all of it was heard, and begin a new one.
+
+        Only our side is closed: the sidecar reads what was sent before and then
+        ends the stream.
+        """
         with self._lock:
             self._renewals += 1
+            if self._outbox is not None:
+                self._outbox.put(None)
         self._nudge.set()
-        self._cancel()
 
     def close(self) -> None:
-        """End the stream and the thread."""
+        """End the stream, whatever was heard of it, and the thread."""
         self._closed = True
-        self.renew()
+        self._nudge.set()
+        self._cancel()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -108,7 +122,7 @@ class Link:
                 Transient("ATTACH_ENDED", "the sidecar ended the Attach stream")
             )
         except grpc.RpcError as error:
-            self._broke(error_of(error))
+            self._ended(error_of(error))
         except Exception as error:  # noqa: BLE001 - the boundary of this thread
             # It must live, or no sleep and no stop ever reaches the agent again.
             _log.exception("the Attach stream is opened again after a defect")
@@ -120,10 +134,17 @@ class Link:
     def _adopt(self, outbox: Outbox, call: grpc.Call, renewals: int) -> None:
         with self._lock:
             self._outbox, self._call = outbox, call
-            stale = self._renewals != renewals
-        if stale:
-            # `renew` came after `hello` was made and found no call to cancel.
+            if self._renewals != renewals:
+                # `renew` came after `hello` was made and found no stream to end.
+                outbox.put(None)
+        if self._closed:
             call.cancel()
+
+    def _ended(self, problem: OutriggerError) -> None:
+        if problem.reason == REPLACED:
+            _log.warning("another stream holds the agent now; this one stays away")
+            self._closed = True
+        self._broke(problem)
 
     def _abandon(self, outbox: Outbox) -> None:
         self._cancel()

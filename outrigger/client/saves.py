@@ -13,7 +13,7 @@ from outrigger.core.blocks import (
     split,
     state_digest,
 )
-from outrigger.core.errors import Conflict, Corrupt, Refused
+from outrigger.core.errors import Corrupt, Invalid
 from outrigger.core.names import CHUNK_BYTES
 from outrigger.v1.checkpoint_pb2 import Checkpoint
 from outrigger.v1.checkpoint_service_pb2 import (
@@ -48,16 +48,18 @@ class Saves:
         Blocks that the sidecar has already are named, not sent.
 
         Raises:
+            Conflict: SAVE_IN_PROGRESS, when somebody else saves this agent;
+                STALE_EPOCH. Neither is tried again here.
             OutriggerError: what the sidecar answered.
         """
         digests = [digest(block) for block in split(state)]
         present = self._present(digests)
         try:
             return self._send(state, digests, present, epoch)
-        except (Conflict, Refused) as error:
-            # A block may be pruned between the question and its use; without
-            # references nothing is left to go missing.
-            if not present or error.reason == "STALE_EPOCH":
+        except Invalid as error:
+            # A block may be pruned, or found damaged, between the question and its
+            # use; without references nothing is left to go missing.
+            if not present or error.reason != "UNKNOWN_BLOCK":
                 raise
             return self._send(state, digests, (), epoch)
 

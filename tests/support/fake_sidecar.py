@@ -93,6 +93,11 @@ class Stream:
     def welcome(self, **fields: Any) -> None:
         self.say(welcome=attach_service_pb2.Welcome(agent_id="otter", **fields))
 
+    def finish(self) -> None:
+        """End the stream as a sidecar does once the agent has closed its side."""
+        self.rpc.requests_closed()
+        self.end()
+
     def end(self, code: grpc.StatusCode = grpc.StatusCode.OK) -> None:
         self.rpc.terminate((), code, "broken by the test")
 

@@ -268,10 +268,114 @@ def test_broken_stream_is_opened_again(sidecar):
     sidecar.timers.time.sleep_for(0.1)
     stream, first = sidecar.stream()
     assert first.hello.resumed
-    stream.welcome(epoch=2, restore_generation=3)
+    stream.welcome(epoch=2)
     assert stream.next().HasField("serving")
     waiting.result(10)
     assert not seen
+
+
+def _restored(sidecar, state=b"s", **hooks):
+    """Attach an agent that restores generation 7; nobody says that it serves."""
+    agent = sidecar.attach(**hooks)
+    stream, _ = sidecar.stream()
+    stream.welcome(restore_generation=7, restore_digest=digest_of(state))
+    sidecar.send_checkpoint(state, 7)
+    proof = stream.next().restored
+    assert proof.generation == 7
+    agent.wait_until_restored(timeout_s=10)
+    return agent, stream, proof
+
+
+def _again(sidecar, stream) -> Stream:
+    """Break the stream; take the one that follows."""
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    sidecar.timers.pass_next(0.1)
+    stream, first = sidecar.stream()
+    assert first.hello.resumed
+    return stream
+
+
+def test_proof_is_repeated(sidecar):
+    """A checkpoint named again was not proven yet: the proof precedes serving."""
+    seen = []
+    agent, stream, proof = _restored(sidecar, restore=seen.append)
+    agent.serving(timeout_s=10)
+    assert stream.next().HasField("serving")
+    for _ in range(2):
+        stream = _again(sidecar, stream)
+        stream.welcome(restore_generation=7, restore_digest=digest_of(b"s"))
+        assert stream.next().restored == proof
+        assert stream.next().HasField("serving")
+    assert seen == [b"s"]
+
+
+def test_agent_serves_only_after_the_welcome(sidecar):
+    """On a new stream nothing is said before what is to be proven is known."""
+    agent, stream, proof = _restored(sidecar)
+    stream = _again(sidecar, stream)
+    agent.serving(timeout_s=10)
+    stream.welcome(restore_generation=7, restore_digest=digest_of(b"s"))
+    assert stream.next().restored == proof
+    assert stream.next().HasField("serving")
+
+
+@pytest.mark.parametrize(
+    ("generation", "state"), [(6, b"s"), (7, b"other")], ids=["generation", "digest"]
+)
+def test_another_state_is_not_claimed(sidecar, generation, state):
+    """A process that holds one state never says that it serves another."""
+    agent, stream, _ = _restored(sidecar)
+    agent.serving(timeout_s=10)
+    assert stream.next().HasField("serving")
+    stream = _again(sidecar, stream)
+    stream.welcome(restore_generation=generation, restore_digest=digest_of(state))
+    failed = stream.next().failed
+    assert failed.epoch == 0
+    assert "holds generation 7" in failed.reason
+    with pytest.raises(errors.TimedOut):
+        agent.wait_until_serving(timeout_s=0.01)
+
+
+def test_state_begun_afresh_is_not_claimed_to_be_restored(sidecar):
+    """An agent that began with nothing does not pass for one that restored."""
+    _, stream = sidecar.serve()
+    stream = _again(sidecar, stream)
+    stream.welcome(restore_generation=3, restore_digest=digest_of(b"s"))
+    assert "begun afresh" in stream.next().failed.reason
+
+
+def test_replaced_agent_stays_away(sidecar):
+    """A stream that another one took over is not opened again, and it is said."""
+    agent, stream = sidecar.serve()
+    _prepare(stream, 5)
+    assert stream.next().HasField("quiesced")
+    work = sidecar.elsewhere(_work, agent, [])
+    waiting = sidecar.elsewhere(_broken_off, agent)
+    stream.rpc.terminate(*ours(grpc.StatusCode.ABORTED, "REPLACED", "another"))
+    assert waiting.result(10).reason == "REPLACED"
+    work.result(10)
+    agent._life._link._thread.join(10)
+    assert not agent._life._link._thread.is_alive()
+    assert sidecar.timers.delays == []
+    with pytest.raises(errors.Conflict, match="another"):
+        agent.serving(timeout_s=10)
+
+
+def _broken_off(agent) -> errors.OutriggerError:
+    while agent._life._is_serving:
+        pass
+    with pytest.raises(errors.Conflict) as caught:
+        agent.wait_until_serving(timeout_s=10)
+    return caught.value
+
+
+def test_other_conflicts_do_not_keep_away(sidecar):
+    """Only REPLACED is final."""
+    _, stream = sidecar.serve()
+    stream.rpc.terminate(*ours(grpc.StatusCode.ABORTED, "STALE_EPOCH"))
+    sidecar.timers.pass_next(0.1)
+    _, first = sidecar.stream()
+    assert first.hello.resumed
 
 
 def test_pauses_grow_until_heard(sidecar):
@@ -322,18 +426,56 @@ def test_unknown_message_is_passed_over(sidecar, caplog):
 def test_new_address_is_announced(sidecar):
     """An address given to serving reaches the sidecar in a new hello."""
     agent = sidecar.attach()
-    sidecar.fresh()
-    serving = sidecar.elsewhere(agent.serving, "127.0.0.1:9", timeout_s=10)
+    before = sidecar.fresh()
+    agent.serving("127.0.0.1:9", timeout_s=10)
+    before.finish()
     stream, first = sidecar.stream()
-    serving.result(10)
     assert first.hello.app_address == "127.0.0.1:9"
     stream.welcome(epoch=1)
     assert stream.next().HasField("serving")
     agent.wait_until_serving(timeout_s=10)
 
 
+def test_new_address_does_not_overtake_the_proof(sidecar):
+    """The stream is not torn: what was restored is heard, then the new one begins."""
+    agent = sidecar.attach()
+    before, _ = sidecar.stream()
+    before.welcome(restore_generation=7, restore_digest=digest_of(b"s"))
+    sidecar.send_checkpoint(b"s", 7)
+    agent.serving("127.0.0.1:9", timeout_s=10)
+    assert before.next().HasField("restored")
+    before.finish()
+    stream, first = sidecar.stream()
+    assert first.hello.app_address == "127.0.0.1:9"
+    assert first.hello.resumed
+    stream.welcome(epoch=1)
+    assert stream.next().HasField("serving")
+
+
+def test_known_address_keeps_the_stream(sidecar):
+    """An address that the hello named already is not said by another stream."""
+    agent = sidecar.attach(app_address="127.0.0.1:9")
+    stream = sidecar.fresh()
+    agent.serving("127.0.0.1:9", timeout_s=10)
+    assert stream.next().HasField("serving")
+    agent.serving(timeout_s=10)
+    assert stream.next().HasField("serving")
+
+
+def test_address_said_without_a_stream_waits_for_it(sidecar):
+    """Between two streams a new address goes into the next hello, and that is all."""
+    agent, stream = sidecar.serve()
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    sidecar.timers.wait_for_one()
+    agent.serving("127.0.0.1:9", timeout_s=10)
+    stream, first = sidecar.stream()
+    assert first.hello.app_address == "127.0.0.1:9"
+    stream.welcome(epoch=1)
+    assert stream.next().HasField("serving")
+
+
 def test_renewal_while_connecting_is_not_lost(sidecar):
-    """A renewal between hello and the call it was made for replaces that call."""
+    """A renewal between hello and the call it was made for ends that call's stream."""
     real = AttachServiceStub(sidecar.api)
     hellos = iter(("first", "second"))
 
@@ -358,11 +500,37 @@ def test_renewal_while_connecting_is_not_lost(sidecar):
     )
     link.start()
     stream, _ = sidecar.stream()
-    stream.rpc.cancelled()
+    stream.finish()
     _, second = sidecar.stream()
     link.close()
     assert second.hello.client == "second"
-    assert [end.reason for end in ends] == ["PEER_CANCELLED", "PEER_CANCELLED"]
+    assert [end.reason for end in ends] == ["ATTACH_ENDED", "PEER_CANCELLED"]
+
+
+def test_close_while_connecting_is_not_lost(sidecar):
+    """A close between hello and the call it was made for cancels that call."""
+    real = AttachServiceStub(sidecar.api)
+    closing: list = []
+
+    def attach_late(requests, metadata):
+        closing.append(sidecar.elsewhere(link.close))
+        while not link._closed:
+            pass
+        return real.Attach(requests, metadata=metadata)
+
+    ends: list = []
+    link = Link(
+        SimpleNamespace(Attach=attach_late),
+        (("k", "v"),),
+        sidecar.timers.call_in,
+        hello=AttachRequest,
+        take=lambda _: None,
+        broke=ends.append,
+    )
+    link.start()
+    link._thread.join(10)
+    closing[0].result(10)
+    assert [end.reason for end in ends] == ["PEER_CANCELLED"]
 
 
 def test_bad_token_ends_the_waiting(sidecar):

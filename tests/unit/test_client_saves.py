@@ -8,8 +8,10 @@ import pytest
 from outrigger.core import errors
 from outrigger.core.blocks import BLOCK_BYTES, digest
 from outrigger.core.names import CHUNK_BYTES
+from outrigger.v1 import attach_service_pb2
 from tests.support.fake_sidecar import FakeSidecar, digest_of, ours
 
+_UNKNOWN_BLOCK = ours(grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_BLOCK")
 _NOT_FOUND = ours(grpc.StatusCode.NOT_FOUND, "NO_SUCH_CHECKPOINT", "none there")
 
 
@@ -79,21 +81,67 @@ def test_blocks_that_vanish_are_sent(sidecar):
     agent, _ = sidecar.serve(save=lambda: b"state")
     saving = sidecar.elsewhere(agent.save_checkpoint)
     sidecar.no_blocks([digest(b"state")])
-    refusal = ours(grpc.StatusCode.FAILED_PRECONDITION, "NO_SUCH_BLOCK")
-    assert sidecar.take_save(status=refusal)[1].HasField("block")
+    assert sidecar.take_save(status=_UNKNOWN_BLOCK)[1].HasField("block")
     assert sidecar.take_save(generation=2)[1].chunk == b"state"
     assert saving.result(10).generation == 2
 
 
+def test_whole_blocks_are_sent_once_more_only(sidecar):
+    """A save of every byte that is refused as well is not made a third time."""
+    agent, _ = sidecar.serve(save=lambda: b"state")
+    saving = sidecar.elsewhere(agent.save_checkpoint)
+    sidecar.no_blocks([digest(b"state")])
+    sidecar.take_save(status=_UNKNOWN_BLOCK)
+    sidecar.take_save(status=_UNKNOWN_BLOCK)
+    with pytest.raises(errors.Invalid) as caught:
+        saving.result(10)
+    assert caught.value.reason == "UNKNOWN_BLOCK"
+
+
 @pytest.mark.parametrize("present", [(), (digest(b"state"),)])
-def test_stale_save_is_not_repeated(sidecar, present):
-    """A save under an epoch that is over is refused once and for all."""
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (grpc.StatusCode.ABORTED, "STALE_EPOCH"),
+        (grpc.StatusCode.ABORTED, "SAVE_IN_PROGRESS"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "WRONG_SIZE"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "ANYTHING"),
+    ],
+)
+def test_other_refusals_are_not_repeated(sidecar, present, code, reason):
+    """A save that was refused for anything but a missing block is not made again."""
     agent, _ = sidecar.serve(save=lambda: b"state")
     saving = sidecar.elsewhere(agent.save_checkpoint)
     sidecar.no_blocks(present)
-    sidecar.take_save(status=ours(grpc.StatusCode.ABORTED, "STALE_EPOCH"))
-    with pytest.raises(errors.Conflict):
+    sidecar.take_save(status=ours(code, reason))
+    with pytest.raises(errors.OutriggerError) as caught:
         saving.result(10)
+    assert caught.value.reason == reason
+
+
+def test_saves_of_one_agent_wait_for_each_other(sidecar):
+    """A later save reads the state only when the one before is on disk."""
+    reads: list[str] = []
+
+    def save() -> bytes:
+        reads.append("read")
+        return b"state"
+
+    agent, stream = sidecar.serve(save=save)
+    first = sidecar.elsewhere(agent.save_checkpoint)
+    sidecar.no_blocks()
+    stream.say(save=attach_service_pb2.SaveState(epoch=5))
+    while agent._gate._open:
+        pass
+    # The sleep's thread is about to save: give it the chance to read too early.
+    threading.Event().wait(0.05)
+    assert reads == ["read"]
+    sidecar.take_save(generation=1)
+    assert first.result(10).generation == 1
+    sidecar.no_blocks()
+    sidecar.take_save(generation=2)
+    assert stream.next().saved.generation == 2
+    assert reads == ["read", "read"]
 
 
 def test_save_inside_work_is_refused(sidecar):
@@ -102,6 +150,20 @@ def test_save_inside_work_is_refused(sidecar):
     with agent.working(), pytest.raises(errors.Refused) as caught:
         agent.save_checkpoint()
     assert caught.value.reason == "SAVE_INSIDE_WORK"
+
+
+def test_save_inside_work_waits_for_nobody(sidecar):
+    """It is refused while another save waits for the very same block to end."""
+    agent, _ = sidecar.serve()
+    with agent.working():
+        other = sidecar.elsewhere(agent.save_checkpoint)
+        while not agent._gate._saving:
+            pass
+        with pytest.raises(errors.Refused, match="inside"):
+            agent.save_checkpoint()
+    sidecar.no_blocks()
+    sidecar.take_save()
+    other.result(10)
 
 
 def test_save_sees_no_half_done_work(sidecar):
