@@ -36,7 +36,7 @@ ROUNDS = 10
 LIMIT_S = 30.0
 DOWN_S = 1.0
 PROBE_PAUSE_S = 0.02
-AGENT = (sys.executable, "-P", str(ROOT / "examples" / "echo_agent.py"))
+AGENT = (sys.executable, "-P", str(ROOT / "examples" / "serving_agent.py"))
 
 
 @dataclass(slots=True)

@@ -245,6 +245,8 @@ class Sidecar:
             rng=self._rng,
             tasks=self._tasks,
             publish=self._publish,
+            upstreams=self._routes.upstreams,
+            unsafe=self._is_unsafe,
             retry_after=lambda upstream, method: self._guard.circuit_retry_after_s(
                 upstream, method, self._clock.monotonic()
             ),
@@ -345,6 +347,7 @@ class Sidecar:
             letters=LetterServicer(
                 self._journal,
                 route=self._route,
+                unsafe=self._is_unsafe,
                 redact=_redacted,
                 clock=clock,
                 rng=self._rng,
@@ -378,9 +381,12 @@ class Sidecar:
         await self._inbound_channels.start()
         if self._config.inbound is not None:
             await self._inbound_wire.start()
-        addresses = await self._listen_api()
-        self._spawn_loops()
+        addresses = self._bind_api()
+        # Whoever asks the API, and the controller, must not hear of the agent before
+        # its record was read; the agent's first call waits in the socket's backlog.
         await self._supervisor.start()
+        await self._api.start()
+        self._spawn_loops()
         return addresses
 
     async def run(self, stopped: asyncio.Event) -> int:
@@ -416,7 +422,7 @@ class Sidecar:
         yield "tasks.close", self._tasks.close
         yield "checkpoints.close", self._checkpoints.close
 
-    async def _listen_api(self) -> Mapping[str, object]:
+    def _bind_api(self) -> Mapping[str, object]:
         config, folder = self._config, self._state.path
         api = bind(self._api, f"unix:{folder / names.API_SOCKET}", "--state")
         api_tcp = bind(
@@ -432,7 +438,6 @@ class Sidecar:
         self._agent_environment[names.ENV_OUTBOUND] = self._addresses.outbound
         if config.inbound is not None:
             self._addresses.inbound = self._inbound_wire.addresses[0]
-        await self._api.start()
         return {
             "agent_id": config.agent_id,
             "pid": os.getpid(),
@@ -518,6 +523,9 @@ class Sidecar:
 
     def _route(self, method: str, upstream: str) -> str:
         return self._routes.route(method, upstream or None).upstream
+
+    def _is_unsafe(self, upstream: str, method: str) -> bool:
+        return self._routes.route(method, upstream).rule.unsafe
 
     def _evidence(self, cpu_ratio: float | None) -> Evidence:
         return Evidence(

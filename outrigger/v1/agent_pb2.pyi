@@ -228,9 +228,9 @@ class Load(_message.Message):
     process_count: _builtins.int
     """Output only. Processes in the tree."""
     outbound_in_flight: _builtins.int
-    """Output only. Outbound calls in flight."""
+    """Output only. Outbound calls in flight, without streams silent for 60 s."""
     inbound_in_flight: _builtins.int
-    """Output only. Inbound calls in flight or held."""
+    """Output only. Inbound calls in flight or held, without streams silent for 60 s."""
     keep_awake_leases: _builtins.int
     """Output only. Keep-awake leases held."""
     live_letters: _builtins.int
