@@ -60,7 +60,7 @@ class CheckpointShelf(CheckpointServiceServicer):
             raise self.fence_error
         self.fenced = max(self.fenced, epoch)
 
-    async def SaveCheckpoint(self, request_iterator, context):  # noqa: N802 - gRPC's
+    async def SaveCheckpoint(self, request_iterator, context):
         epoch, raw = 0, b""
         async for request in request_iterator:
             epoch = request.begin.epoch or epoch
@@ -72,6 +72,6 @@ class CheckpointShelf(CheckpointServiceServicer):
             checkpoint=checkpoint_pb2.Checkpoint(generation=made.generation)
         )
 
-    async def RestoreCheckpoint(self, request, context):  # noqa: N802 - gRPC's
+    async def RestoreCheckpoint(self, request, context):
         raw = self.kept[request.generation].raw
         yield checkpoint_service_pb2.RestoreCheckpointResponse(chunk=raw)
