@@ -396,6 +396,9 @@ def _method_entry(entry: object) -> MethodRule:
     for key, kind in checks.items():
         if key in entry and not isinstance(entry[key], kind):
             raise values.Wrong(f"{key} = {entry[key]!r} has the wrong type")
-    if entry.get("letter", "off") not in _LETTERS:
-        raise values.Wrong(f"letter must be one of {', '.join(_LETTERS)}")
-    return MethodRule(**entry)
+    letter = entry.get("letter", "off")
+    if isinstance(letter, bool):
+        letter = "on" if letter else "off"
+    if letter not in _LETTERS:
+        raise values.Wrong(f"letter must be true, false or {', '.join(_LETTERS)}")
+    return MethodRule(**{**entry, "letter": letter})

@@ -31,7 +31,7 @@ services = ["shop.Orders"]            # calls to these services go here
 
 [[methods]]
 match = "/shop.Orders/Place"          # a method, "/package.Service/*", or "*"
-letter = "on"                         # off, on, or always (also after the deadline)
+letter = true                         # or "always": also after the deadline
 idempotent = true                     # sending twice does no harm: more is retried
 unsafe = false                        # true: never sent again
 timeout_s = 5.0                       # of one attempt

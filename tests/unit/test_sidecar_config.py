@@ -88,7 +88,7 @@ idempotent = true
         ("methods = 3", "expected [[methods]] entries"),
         ("[[methods]]\nletter = 'on'", "entry 1: expected match ="),
         ("[[methods]]\nmatch = '*'\nletters = 'on'", "unknown keys letters"),
-        ("[[methods]]\nmatch = '*'\nletter = 'maybe'", "letter must be one of"),
+        ("[[methods]]\nmatch = '*'\nletter = 'maybe'", "letter must be true, false or"),
         ("[[methods]]\nmatch = '*'\ntimeout_s = 'x'", "has the wrong type"),
         ("[[methods]]\nmatch = 'shop'", "entry 1:"),
         ("[[methods]]\nmatch = '*'\nidempotent = true\nunsafe = true", "entry 1:"),
@@ -181,6 +181,17 @@ def test_the_agent_inherits_none_of_our_settings():
 
     assert config.redis == ours["OUTRIGGER_REDIS"]
     assert config.environment == given
+
+
+def test_letter_may_be_written_as_true_or_false(tmp_path):
+    """The plain words mean on and off."""
+    words = toml(
+        tmp_path,
+        "[[methods]]\nmatch = '/s/A'\nletter = true\n"
+        "[[methods]]\nmatch = '/s/B'\nletter = false\n",
+    )
+
+    assert [rule.letter for rule in parse(*words).rules] == ["on", "off"]
 
 
 def test_a_service_of_an_unknown_upstream_is_refused(tmp_path):
