@@ -35,6 +35,7 @@ from tests.support.redis_server import RedisServer
 ROUNDS = 10
 LIMIT_S = 30.0
 DOWN_S = 1.0
+STABLE_S = 10.0
 PROBE_PAUSE_S = 0.02
 AGENT = (sys.executable, "-P", str(ROOT / "examples" / "serving_agent.py"))
 
@@ -130,6 +131,15 @@ class Scene:
         """Return the agent as its sidecar knows it."""
         request = sidecar_pb.GetSidecarRequest()
         return self.api.GetSidecar(request, metadata=self.token, timeout=2).agent
+
+    def is_stable(self) -> bool:
+        """Say whether the agent is awake for so long that its crashes are forgotten.
+
+        Without that each round would wait out a longer pause before the restart.
+        """
+        agent = self.agent()
+        awake_s = time.time() - agent.state_time.ToMicroseconds() / 1e6
+        return agent.state == agent_pb2.Agent.STATE_AWAKE and awake_s > STABLE_S
 
     def sleep(self) -> None:
         """Put the agent to sleep and wait until its process is gone."""
@@ -242,7 +252,7 @@ def round_of(scene: Scene, name: str) -> tuple[dict[str, float], float]:
     """Return the times to recovery and the share of healthy calls answered."""
     if name == "agent":
         scene.call_agent()
-        wait_for(lambda: scene.agent().state == agent_pb2.Agent.STATE_AWAKE, "awake")
+        wait_for(scene.is_stable, "an agent awake for a while")
     else:
         scene.sleep()
     healthy = Healthy(scene.call_healthy)

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 
 from outrigger.v1 import attach_service_pb2 as attach_pb
 from outrigger.v1 import checkpoint_service_pb2 as checkpoint_pb
@@ -105,20 +107,31 @@ def restore(generation: int) -> bytes:
     return state_digest(state)
 
 
+def reason_of(error: grpc.RpcError) -> str:
+    """The reason in the error's google.rpc.ErrorInfo; empty if it has none."""
+    trailers = dict(error.trailing_metadata() or ())
+    status = Status.FromString(trailers.get("grpc-status-details-bin", b""))
+    info = ErrorInfo()
+    found = any(detail.Unpack(info) for detail in status.details)
+    return info.reason if found else ""
+
+
 class Conversation:
     """The Attach stream, opened again whenever it breaks; that changes nothing."""
 
     def __init__(self) -> None:
         self.has_state = False
+        # What was restored when this process began; generation 0: it began afresh.
+        self.proof = attach_pb.Restored()
         self.is_quiet = True
         quiet.acquire()
 
     def run(self) -> None:
-        """Stay attached until the sidecar says stop."""
+        """Stay attached until the sidecar says stop or another stream takes over."""
         while not stopped.wait(0.5):
             say: queue.SimpleQueue[attach_pb.AttachRequest | None] = queue.SimpleQueue()
             # A stream that follows a broken one says `resumed`: nothing is to be
-            # restored.
+            # restored again.
             hello = attach_pb.Hello(pid=os.getpid(), resumed=self.has_state)
             say.put(attach_pb.AttachRequest(hello=hello))
             stream = attach_service.Attach(iter(say.get, None), metadata=TOKEN)
@@ -127,7 +140,12 @@ class Conversation:
                     for answer in self.answers(message):
                         say.put(answer)
             except grpc.RpcError as error:
-                print(f"attach: {error.code().name}", flush=True)
+                reason = reason_of(error)
+                print(f"attach: {error.code().name} {reason}", flush=True)
+                if error.code() is grpc.StatusCode.ABORTED and reason == "REPLACED":
+                    # If both came back they would throw each other out for ever.
+                    self.left_alone()
+                    return
             finally:
                 say.put(None)
 
@@ -140,13 +158,15 @@ class Conversation:
             case "welcome":
                 generation = message.welcome.restore_generation
                 if generation and not self.has_state:
-                    # The sidecar compares the digest with what it gave: this is the
-                    # proof that the state came back.
-                    restored = attach_pb.Restored(
+                    self.proof = attach_pb.Restored(
                         generation=generation, state_digest=restore(generation)
                     )
-                    yield request(restored=restored)
                 self.has_state = True
+                if generation:
+                    # The sidecar compares the digest with what it gave: this is the
+                    # proof that the state came back. A resumed stream is asked for
+                    # it as well if it was lost with the stream before.
+                    yield request(restored=self.proof)
                 self.go_on()
                 yield request(serving=attach_pb.Serving())
             case "prepare_sleep":
@@ -162,6 +182,11 @@ class Conversation:
                 self.go_on()
             case "stop":
                 stopped.set()
+
+    def left_alone(self) -> None:
+        """Go on: nobody will say that a sleep asked for on this stream is over."""
+        if self.has_state:
+            self.go_on()
 
     def hold_still(self) -> None:
         """From here to `resume` the state does not change."""

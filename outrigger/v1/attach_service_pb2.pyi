@@ -99,7 +99,9 @@ class Hello(_message.Message):
     """
     resumed: _builtins.bool
     """Optional. True if it already holds its state, after a broken stream: then
-    nothing is to be restored and `welcome` names no checkpoint.
+    nothing is to be restored again. `welcome` may still name the checkpoint
+    while the sidecar has no proof that the state came back; then `restored` has
+    to be repeated before `serving`.
     """
     def __init__(
         self,

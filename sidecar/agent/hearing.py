@@ -1,6 +1,6 @@
 """What the agent says, turned into inputs; what is out of time is dropped."""
 
-from outrigger.core.errors import Conflict, OutriggerError, Refused
+from outrigger.core.errors import Conflict, OutriggerError, Refused, Transient
 from outrigger.core.tasks import describe
 from sidecar.agent.life import Life
 from sidecar.agent.machine import Machine
@@ -35,6 +35,7 @@ class Hearing:
 
         Raises:
             Refused: NOT_STARTED.
+            Transient: FROZEN when it would have to restore its state.
         """
         life, state = self._life, self._machine.state
         strange = life.actuator is not None and not life.actuator.pid
@@ -43,6 +44,14 @@ class Hearing:
                 "NOT_STARTED",
                 f"agent {life.agent_id} is {state.value} and its sidecar has started"
                 " no process for it: wake it instead of starting it by hand",
+            )
+        if state is AgentState.FROZEN and not hello.resumed:
+            # Its state is on disk and its process may be ended any moment: a
+            # restore would be judged when nobody waits for one.
+            raise Transient(
+                "FROZEN",
+                f"agent {life.agent_id} is frozen and can restore nothing now: attach"
+                " again when it runs on",
             )
         former, life.link = life.link, link
         if former is not None:
@@ -83,10 +92,12 @@ class Hearing:
             return
         match message:
             case Restored():
+                self._give_sleep_up()
                 self._waking.judge(message)
             case Serving():
                 self._serving()
             case Failed(0, reason):
+                self._give_sleep_up()
                 self._restore_failed(f"the agent: {reason}")
             case Quiesced() | Saved() | Veto() | Failed():
                 self._answered(message)
@@ -107,8 +118,19 @@ class Hearing:
             case _:
                 return  # an answer to a sleep that was given up
 
+    def _give_sleep_up(self) -> None:
+        # One that is only to be frozen may be put to sleep while it restores. What
+        # came of that can be acted on only when it is up.
+        can_judge = lifecycle.accepts(self._machine.state, Input.RESTORED_OK)
+        if self._life.restoring is not None and not can_judge:
+            self._machine.feed(Input.ACTIVITY, "it was still restoring its state")
+
     def _serving(self) -> None:
-        if self._life.restoring is not None:
+        unproven = self._life.restoring is not None
+        if unproven and self._machine.state is AgentState.WAKING:
+            return  # the proof may follow, and the deadline of the wake is armed
+        if unproven:
+            self._give_sleep_up()
             self._restore_failed("it serves without having restored its state")
         elif self._life.welcomed:
             self._machine.feed(Input.SERVING, "the agent serves")

@@ -19,6 +19,7 @@ class Waking:
     def __init__(self, life: Life, feed: Feed) -> None:
         self._life = life
         self._feed = feed
+        self._configured_address = life.app_address
 
     async def start(self, actuator: Actuator, pause_s: float = 0.0) -> None:
         """Choose what to restore and start the process, after `pause_s`."""
@@ -31,6 +32,8 @@ class Waking:
         life.is_starting = True
         life.restoring = None
         life.restored = None
+        # Where the dead process served a stranger may listen by now.
+        life.app_address = self._configured_address
         pid = actuator.spawn()
         self._feed(Input.STARTED, f"process {pid} runs")
 

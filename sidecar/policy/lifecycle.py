@@ -27,6 +27,9 @@ The races, and who wins:
 * **Stream against process.** A broken Attach while quiescing or checkpointing
   ends the sleep, because nobody can be asked any more; while frozen it means
   nothing, because a stopped process is silent.
+* **Restore against sleep.** What came of a restore is judged while waking or
+  awake only. A frozen agent that would have to restore is not let attach, and one
+  that answers while it is only to be frozen ends that sleep (`ACTIVITY`) first.
 * **Two starts.** `START` first waits until the former process is gone, so one
   agent never lives twice.
 """
