@@ -126,14 +126,15 @@ class Hearing:
             self._machine.feed(Input.ACTIVITY, "it was still restoring its state")
 
     def _serving(self) -> None:
-        unproven = self._life.restoring is not None
-        if unproven and self._machine.state is AgentState.WAKING:
-            return  # the proof may follow, and the deadline of the wake is armed
-        if unproven:
-            self._give_sleep_up()
+        if self._life.restoring is None:
+            if self._life.welcomed:
+                self._machine.feed(Input.SERVING, "the agent serves")
+            return
+        self._give_sleep_up()
+        # While it wakes the proof may follow: the deadline decides. Awake there is
+        # no deadline.
+        if self._machine.state is not AgentState.WAKING:
             self._restore_failed("it serves without having restored its state")
-        elif self._life.welcomed:
-            self._machine.feed(Input.SERVING, "the agent serves")
 
     def _restore_failed(self, reason: str) -> None:
         life = self._life

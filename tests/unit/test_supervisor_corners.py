@@ -9,6 +9,7 @@ from outrigger.core.database import Database
 from outrigger.core.errors import Conflict, Overloaded, Refused, Transient
 from outrigger.core.tasks import Tasks
 from sidecar.agent.leases import KeepAwakeLeases
+from sidecar.agent.messages import Failed as FailedMessage
 from sidecar.agent.messages import Hello, PrepareSleep, Resume, SaveState, Welcome
 from sidecar.agent.messages import Quiesced as QuiescedMessage
 from sidecar.agent.messages import Restored as RestoredMessage
@@ -50,7 +51,7 @@ class Dice:
 class Life:
     """A supervisor over a fake process and a clock that stands still."""
 
-    def __init__(self, database, **settings):
+    def __init__(self, database, *, app_address="", accepts=None, **settings):
         self.clock = FakeClock()
         self.seen = []
         self.tasks = Tasks(self.seen.append, self.clock)
@@ -68,6 +69,7 @@ class Life:
             tasks=self.tasks,
             busy=lambda: self.busy,
             begun=lambda: self.begun,
+            accepts=accepts,
         )
         self.supervisor = Supervisor(
             "a1",
@@ -75,6 +77,7 @@ class Life:
             ports=ports,
             records=LifecycleRecords(database, "a1"),
             make_actuator=self.make,
+            app_address=app_address,
         )
 
     def make(self, on_exit):
@@ -112,6 +115,15 @@ class Life:
         self.supervisor.attach(self.link, Hello(7))
         await self.until(lambda: self.supervisor._life.welcomed)
         self.supervisor.heard(self.link, ServingMessage())
+
+    async def to_restoring(self):
+        """Awake and attached late, told to restore what was saved meanwhile."""
+        await self.supervisor.start()
+        await self.until(lambda: self.state is AWAKE)
+        kept = self.shelf.put(b"x", epoch=1)
+        self.supervisor.attach(self.link, Hello(7))
+        await self.until(lambda: self.supervisor._life.welcomed)
+        return kept
 
     async def to_saving(self):
         """Ask for sleep and have the agent agree."""
@@ -599,3 +611,115 @@ async def test_stopping_with_an_agent_that_is_gone_already(make):
     await life.supervisor.stop()
 
     assert life.state is AgentState.FAILED
+
+
+@pytest.mark.parametrize("configured", ["", "127.0.0.1:1"])
+async def test_the_port_of_the_dead_process_is_not_asked(make, configured):
+    """Whoever listens there now is a stranger; only `--app` outlives a process."""
+    asked = []
+
+    async def accepts(address):
+        asked.append(address)
+        return address == "127.0.0.1:2"
+
+    life = make(app_address=configured, accepts=accepts)
+    await life.supervisor.start()
+    await life.until(lambda: life.actuator.pid)
+    life.supervisor.attach(life.link, Hello(7, app_address="127.0.0.1:2"))
+    await life.until(lambda: life.state is AWAKE)
+    asked.clear()
+
+    life.actuator.end(1)
+    await life.until(lambda: life.actuator.pid)
+    await life.rest(1.0)
+
+    assert life.supervisor.app_address == configured
+    assert life.state is WAKING
+    assert set(asked) <= {configured}
+
+
+async def test_serving_before_the_proof_is_not_heard(make):
+    """It costs no generation: the proof may follow, and then it counts."""
+    life = make()
+    kept = life.shelf.put(b"x")
+    await life.supervisor.start()
+    await life.until(lambda: life.actuator.pid)
+    life.supervisor.attach(life.link, Hello(7))
+
+    life.supervisor.heard(life.link, ServingMessage())
+    await life.rest(1.0)
+    assert life.state is WAKING
+    assert life.reasons() == []
+    life.supervisor.heard(life.link, RestoredMessage(1, kept.state_digest))
+    life.supervisor.heard(life.link, ServingMessage())
+
+    assert life.state is AWAKE
+    assert life.actuator.done == ["spawn"]
+
+
+async def test_serving_without_a_proof_ends_at_the_deadline(make):
+    """One that never proves its state is given up, and no older one is tried."""
+    life = make(wake_timeout_s=5.0)
+    for raw in (b"1", b"2"):
+        life.shelf.put(raw)
+    await life.supervisor.start()
+    await life.until(lambda: life.actuator.pid)
+    life.supervisor.attach(life.link, Hello(7))
+    life.supervisor.heard(life.link, ServingMessage())
+
+    await life.until(lambda: life.state is AgentState.FAILED)
+
+    assert life.reasons() == ["TIMED_OUT"]
+    assert life.supervisor.snapshot().generation == 2
+
+
+async def test_one_that_holds_no_state_does_not_attach_while_frozen(make):
+    """It would be told to restore; it attaches when it runs on, and is told then."""
+    life = make(frozen_keep_s=1000.0)
+    await life.up()
+    kept = await life.to_saved()
+    await life.until(lambda: life.state is FROZEN)
+    late = Link()
+
+    with pytest.raises(Transient) as refused:
+        life.supervisor.attach(late, Hello(7))
+    life.supervisor.heard(late, RestoredMessage(1, kept.state_digest))
+
+    assert refused.value.reason == "FROZEN"
+    assert (life.state, late.orders, life.link.error) == (FROZEN, [], None)
+    life.supervisor.request_wake(0, "needed")
+    await life.until(lambda: life.state is AWAKE)
+    life.supervisor.attach(late, Hello(7))
+    await life.until(lambda: late.orders)
+    assert late.orders[0].generation == kept.generation
+
+
+@pytest.mark.parametrize("asleep", [AgentState.QUIESCING, FROZEN])
+async def test_a_state_restored_while_it_is_frozen_ends_the_sleep(make, asleep):
+    """One that is only frozen may be put to sleep while it restores."""
+    life = make(sleep_mode=SleepMode.FREEZE, unattached_after_s=0.0)
+    kept = await life.to_restoring()
+    epoch = life.supervisor.request_sleep(0, "test").epoch
+    if asleep is FROZEN:
+        life.supervisor.heard(life.link, QuiescedMessage(epoch))
+        await life.until(lambda: life.state is FROZEN)
+
+    life.supervisor.heard(life.link, RestoredMessage(1, kept.state_digest))
+    await life.until(lambda: life.state is AWAKE)
+
+    assert life.reasons() == []
+    assert life.supervisor._life.restored.generation == 1
+    assert life.supervisor.request_sleep(0, "test").state is AgentState.QUIESCING
+
+
+@pytest.mark.parametrize("message", [FailedMessage(0, "no"), ServingMessage()])
+async def test_a_restore_that_fails_while_it_falls_asleep(make, message):
+    """The sleep is over, and it is replaced as if it had been awake."""
+    life = make(sleep_mode=SleepMode.FREEZE, unattached_after_s=0.0)
+    await life.to_restoring()
+    life.supervisor.request_sleep(0, "test")
+
+    life.supervisor.heard(life.link, message)
+
+    assert life.state is WAKING
+    assert life.reasons() == ["RESTORE_FAILED"]
