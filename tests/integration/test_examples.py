@@ -3,14 +3,20 @@
 import importlib.util
 import os
 import sys
+import threading
 from pathlib import Path
 
+import grpc
 import pytest
 
 from outrigger.core.clock import SystemClock
 from outrigger.demo.peers import SidecarPeer
 from outrigger.demo.processes import Processes
-from outrigger.v1 import checkpoint_service_pb2, sidecar_service_pb2
+from outrigger.v1 import (
+    attach_service_pb2,
+    checkpoint_service_pb2,
+    sidecar_service_pb2,
+)
 from outrigger.v1.agent_pb2 import Agent
 from outrigger.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from outrigger.v1.sidecar_service_pb2_grpc import SidecarServiceStub
@@ -116,3 +122,67 @@ def test_bare_stubs_do_what_the_client_does(stubs, capsys):
     assert "buffered as letter" in capsys.readouterr().out
     assert module.hand_over("/p.Service/Method", b"request")
     assert beside.peer.ledger().accepted_count == 2
+
+
+def test_bare_stubs_repeat_the_proof(stubs):
+    """Welcomed with the checkpoint it holds, it says so again and restores nothing."""
+    _, module = stubs
+    module.lines[:] = ["line 1"]
+    digest = module.state_digest(b"line 1")
+    welcome = attach_service_pb2.Welcome(
+        restore_generation=module.save(), restore_digest=digest
+    )
+    message = attach_service_pb2.AttachResponse(welcome=welcome)
+    conversation = module.Conversation()
+    first = list(conversation.answers(message))
+    module.lines.append("line 2")
+    again = list(conversation.answers(message))
+    assert [said.WhichOneof("message") for said in first] == ["restored", "serving"]
+    assert (first[0].restored.generation, first[0].restored.state_digest) == (1, digest)
+    assert again == first
+    assert module.lines == ["line 1", "line 2"]
+
+
+def test_bare_stubs_that_were_replaced_stay_away(stubs, capsys):
+    """Told that another stream took over, it attaches no more and goes on."""
+    beside, module = stubs
+    conversation = module.Conversation()
+    thread = threading.Thread(target=conversation.run, daemon=True)
+    thread.start()
+    try:
+        beside.wait("welcome", lambda: conversation.has_state)
+        conversation.hold_still()
+        hello = attach_service_pb2.Hello(pid=1, resumed=True)
+        more = threading.Event()
+
+        def say():
+            yield attach_service_pb2.AttachRequest(hello=hello)
+            more.wait()
+
+        other = module.attach_service.Attach(say(), metadata=module.TOKEN)
+        assert next(other).HasField("welcome")
+        thread.join(10)
+        assert not thread.is_alive()
+        assert not conversation.is_quiet
+        assert "attach: ABORTED REPLACED" in capsys.readouterr().out
+        more.set()
+        other.cancel()
+    finally:
+        module.stopped.set()
+
+
+def test_bare_stubs_without_a_state_stay_quiet_when_replaced(stubs):
+    """What was never restored does not begin to change; a plain error has no reason."""
+    _, module = stubs
+    conversation = module.Conversation()
+    conversation.left_alone()
+    assert conversation.is_quiet
+    with pytest.raises(grpc.RpcError) as refused:
+        module.checkpoints.RestoreCheckpoint(
+            checkpoint_service_pb2.RestoreCheckpointRequest(), timeout=5
+        ).next()
+    assert module.reason_of(refused.value)
+    nobody = grpc.insecure_channel("127.0.0.1:1")
+    with nobody, pytest.raises(grpc.RpcError) as failed:
+        nobody.unary_unary("/p.Service/Method")(b"", timeout=5)
+    assert module.reason_of(failed.value) == ""
