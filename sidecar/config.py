@@ -70,7 +70,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "join_token_file", values.path, None, "The controller's join token.", "FILE"
     ),
-    Option("redis", values.text, None, "Redis for a second copy of letters.", "URL"),
+    Option(
+        "redis",
+        values.redis_url,
+        None,
+        "Redis for a second copy of letters.",
+        "URL",
+        secret=True,
+    ),
     Option("state", values.path, None, "State directory; per agent by default.", "DIR"),
     Option("tls_cert", values.path, None, "Certificate of the listeners.", "FILE"),
     Option("tls_key", values.path, None, "Key of the listeners.", "FILE"),

@@ -39,6 +39,7 @@ _COMMON: Final = (
         f"Admin listener of the controller; {names.DEFAULT_CONTROLLER_ADMIN} if it"
         " has left no address in its state directory.",
         "ADDRESS",
+        env="OUTRIGGER_ADMIN",  # OUTRIGGER_CONTROLLER is a sidecar's, another port
     ),
     Option("state_dir", values.path, None, "State directory of the server.", "DIR"),
     Option("token_file", values.path, None, "File with the token to bring.", "FILE"),

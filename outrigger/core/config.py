@@ -46,6 +46,8 @@ class Option:
     """The value is never shown in a mistake."""
     in_file: bool = True
     """May stand in the TOML file."""
+    env: str = ""
+    """The variable's name, where the one made from `name` means something else."""
 
     @property
     def flag(self) -> str:
@@ -55,7 +57,7 @@ class Option:
     @property
     def variable(self) -> str:
         """Return the environment variable."""
-        return names.ENV_PREFIX + self.name.upper()
+        return self.env or names.ENV_PREFIX + self.name.upper()
 
 
 CONFIG_OPTION: Final = Option(

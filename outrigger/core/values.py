@@ -147,6 +147,17 @@ def named_target(value: str) -> tuple[str, str]:
     return check_upstream_name(name), target(where)
 
 
+def redis_url(value: str) -> str:
+    """Return a Redis URL: redis://, rediss:// or unix://, with a numbered database."""
+    scheme, separator, rest = value.partition("://")
+    if not separator or scheme not in ("redis", "rediss", "unix") or not rest:
+        raise Wrong("expected redis://HOST:PORT/0, rediss://... or unix://PATH")
+    database = rest.partition("?")[0].partition("/")[2]
+    if scheme != "unix" and database and not database.isdecimal():
+        raise Wrong("expected a number after the last slash: the database, mostly 0")
+    return value
+
+
 def choice(*words: str) -> Callable[[str], str]:
     """Return a parser that takes one of `words`."""
 

@@ -111,6 +111,8 @@ def test_a_wrong_file_is_told_what_was_expected(tmp_path, text, expected):
         (["--letters-live-max", "0"], "at least 1"),
         (["--sleep-mode", "doze"], "process or freeze"),
         (["--nonsense"], "--nonsense"),
+        (["--redis", "127.0.0.1:6379"], "expected redis://HOST:PORT/0"),
+        (["--redis", "redis://127.0.0.1/letters"], "expected a number"),
     ],
 )
 def test_wrong_flags_are_told_what_was_expected(words, expected):
@@ -181,6 +183,14 @@ def test_the_agent_inherits_none_of_our_settings():
 
     assert config.redis == ours["OUTRIGGER_REDIS"]
     assert config.environment == given
+
+
+def test_a_password_in_a_redis_url_is_not_repeated():
+    """A mistake in a URL is told without the URL."""
+    told = refused("--redis", "redis://:hunter2@127.0.0.1/letters")
+
+    assert "--redis" in told
+    assert "hunter2" not in told
 
 
 def test_letter_may_be_written_as_true_or_false(tmp_path):
