@@ -84,6 +84,9 @@ class Hearing:
             link.close(error)
             return
         if link is self._life.link:
+            # Should it fail, what is older than this one is tried, not what is
+            # older than its first start restored.
+            self._life.restore = found
             self._waking.welcome(found)
 
     def heard(self, link: Link, message: Message) -> None:

@@ -60,6 +60,9 @@ class Life:
     former: ProcessId | None = None
     """What a sidecar before this one had started, until it is known to be gone."""
     crashes: int = 0
+    """In a row; the pause before the next start grows with them."""
+    failed_starts: int = 0
+    """Starts in a row that ended before the agent was awake."""
     served: bool = False
 
     @property

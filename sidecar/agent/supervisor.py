@@ -315,15 +315,20 @@ class Supervisor:
         if self._stopping:
             return
         stable = life.settings.restart.stable_s
-        if machine.state is AgentState.AWAKE and machine.state_age_s >= stable:
+        was_awake = machine.state is AgentState.AWAKE
+        if was_awake and machine.state_age_s >= stable:
             life.crashes = 0
-        life.crashes += not (ended_by_us or life.verified)
+        is_crash = not (ended_by_us or life.verified)
+        life.crashes += is_crash
+        # One that had come up is started again as often as it dies: only the pause
+        # grows. Given up is what never comes up.
+        life.failed_starts = 0 if was_awake else life.failed_starts + is_crash
         how = Exit(
             code=code,
             ended_by_us=ended_by_us,
             saved=life.verified,
             served=life.served,
-            crashes=life.crashes,
+            failed_starts=life.failed_starts,
         )
         meaning = judge_exit(how, life.settings.restart)
         machine.feed(meaning, f"its process ended with exit code {code}")

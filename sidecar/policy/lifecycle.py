@@ -281,8 +281,9 @@ class RestartLimits:
 
     on_failure: bool = True
     """False: never; its exit code is passed on."""
-    crashes_max: int = 5
-    """Crashes in a row; the next one is passed on."""
+    failed_starts_max: int = 5
+    """Starts in a row that may end before the agent is awake; the exit code of the
+    next one is passed on."""
     stable_s: float = 10.0
     """Awake for so long, the crashes before are forgotten."""
     first_pause_s: float = 0.2
@@ -307,8 +308,8 @@ class Exit:
     """It was being put to sleep and its state was read back from disk."""
     served: bool
     """It has been awake since the sidecar started."""
-    crashes: int
-    """In a row, this one included."""
+    failed_starts: int
+    """In a row, this one included; 0 if it had been awake."""
 
 
 _CANNOT_RUN: Final = frozenset({126, 127})
@@ -321,6 +322,6 @@ def judge_exit(how: Exit, limits: RestartLimits) -> Input:
     never_ran = how.code in _CANNOT_RUN and not how.served
     if how.code == 0 or never_ran or not limits.on_failure:
         return Input.FINISHED
-    if how.crashes > limits.crashes_max:
+    if how.failed_starts > limits.failed_starts_max:
         return Input.CRASH_LOOPED
     return Input.CRASHED

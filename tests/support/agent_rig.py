@@ -49,7 +49,9 @@ QUICK = {
     "wake_timeout_s": 10.0,
     "unattached_after_s": 10.0,
     "stop_grace_s": 2.0,
-    "restart": RestartLimits(first_pause_s=0.01, longest_pause_s=0.02, crashes_max=2),
+    "restart": RestartLimits(
+        first_pause_s=0.01, longest_pause_s=0.02, failed_starts_max=2
+    ),
     "poll_s": 0.01,
 }
 

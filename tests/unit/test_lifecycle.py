@@ -191,7 +191,7 @@ def an_exit(**given):
         "ended_by_us": False,
         "saved": False,
         "served": True,
-        "crashes": 1,
+        "failed_starts": 1,
     }
     return Exit(**(facts | given))
 
@@ -209,8 +209,8 @@ def an_exit(**given):
         (an_exit(code=126, served=False), Input.FINISHED),
         (an_exit(code=127, served=True), Input.CRASHED),
         (an_exit(code=1, served=False), Input.CRASHED),
-        (an_exit(crashes=5), Input.CRASHED),
-        (an_exit(crashes=6), Input.CRASH_LOOPED),
+        (an_exit(failed_starts=5), Input.CRASHED),
+        (an_exit(failed_starts=6), Input.CRASH_LOOPED),
     ],
 )
 def test_what_an_exit_means(how, meaning):

@@ -468,27 +468,38 @@ async def test_a_process_that_dies_while_an_older_state_is_looked_for(make):
     assert life.supervisor._life.restore.generation == 1
 
 
-async def test_a_life_long_enough_forgets_its_crashes(make):
-    """Crashes count in a row only while no life in between was stable."""
-    restart = RestartLimits(crashes_max=1, stable_s=60.0)
+async def test_an_agent_that_had_come_up_is_never_given_up(make):
+    """However often it dies awake, it is started again."""
+    restart = RestartLimits(
+        failed_starts_max=1, first_pause_s=0.001, longest_pause_s=0.001
+    )
     life = make(restart=restart, unattached_after_s=0.0)
     await life.supervisor.start()
-    for _ in range(3):
+    for _ in range(5):
         await life.until(lambda: life.state is AWAKE)
-        life.clock.advance(61)
         life.actuator.end(1)
         assert life.state is WAKING
 
     await life.until(lambda: life.state is AWAKE)
-    life.actuator.end(1)
+    assert not life.supervisor.child_exited.done()
 
-    assert life.state is AgentState.FAILED
-    assert life.supervisor.child_exited.result() == 1
+
+async def test_a_life_long_enough_forgets_its_crashes(make):
+    """The pause grows only while no life in between was stable."""
+    life = make(restart=RestartLimits(stable_s=60.0), unattached_after_s=0.0)
+    await life.supervisor.start()
+    for expected in (1, 2, 1):
+        await life.until(lambda: life.state is AWAKE)
+        if expected == 1:
+            life.clock.advance(61)
+        life.actuator.end(1)
+
+        assert life.supervisor._life.crashes == expected
 
 
 async def test_without_a_disk_crashes_are_mended_and_sleeps_refused(make):
     """When no epoch can be reserved a restart goes on under the old one."""
-    restart = RestartLimits(crashes_max=99, longest_pause_s=0.01)
+    restart = RestartLimits(failed_starts_max=99, longest_pause_s=0.01)
     life = make(unattached_after_s=0.0, restart=restart)
     await life.up()
 
