@@ -435,7 +435,11 @@ class Sidecar:
         self._addresses.api = api
         self._addresses.api_tcp = api_tcp
         self._addresses.outbound = self._wire.addresses[0]
-        self._agent_environment[names.ENV_OUTBOUND] = self._addresses.outbound
+        # Under TLS the agent takes the socket: it has no certificate, and an address
+        # such as 0.0.0.0 is none to call.
+        self._agent_environment[names.ENV_OUTBOUND] = self._wire.addresses[
+            0 if config.tls is None else 1
+        ]
         if config.inbound is not None:
             self._addresses.inbound = self._inbound_wire.addresses[0]
         return {

@@ -6,7 +6,7 @@ import pytest
 from outrigger.v1 import sidecar_service_pb2 as sidecar_pb
 from outrigger.v1.sidecar_service_pb2_grpc import SidecarServiceStub
 from tests.support.certificates import make_certificates
-from tests.support.processes import Stack, operator
+from tests.support.processes import Stack, operator, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +16,7 @@ def scene(tmp_path_factory):
     cert, key, ca = make_certificates(folder)
     with Stack(folder) as stack:
         upstream = stack.upstream()
+        inherited = folder / "env"
         state = folder / "a"
         state.mkdir(mode=0o700)
         (state / "address.json").write_text(
@@ -25,7 +26,13 @@ def scene(tmp_path_factory):
             "a",
             *("--tls-cert", str(cert), "--tls-key", str(key), "--tls-ca", str(ca)),
             upstream=upstream.target,
+            command=(
+                "sh",
+                "-c",
+                f"env >{inherited}.new; mv {inherited}.new {inherited}; sleep 600",
+            ),
         )
+        sidecar.inherited = inherited
         yield sidecar, (cert, key, ca)
 
 
@@ -54,6 +61,17 @@ def test_calls_and_the_api_work_over_mutual_tls(scene):
             sidecar_pb.GetSidecarRequest(), metadata=operator(sidecar.state), timeout=5
         )
         assert found.agent.agent_id == "a"
+
+
+def test_the_agent_itself_takes_the_socket(scene):
+    """Its own sidecar asks it for no certificate."""
+    sidecar, _ = scene
+    lines = wait_for(sidecar.inherited.read_text, "the environment").splitlines()
+    outbound = dict(line.partition("=")[::2] for line in lines)["OUTRIGGER_OUTBOUND"]
+
+    assert outbound == sidecar.addresses["outbound_socket"]
+    with grpc.insecure_channel(outbound) as relay:
+        assert relay.unary_unary("/test.Ledger/Call")(b"x", timeout=5) == b"x"
 
 
 @pytest.mark.parametrize("kind", ["plaintext", "no certificate"])
