@@ -115,7 +115,9 @@ class LetterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DiscardLetters(self, request, context):
-        """DiscardLetters ends letters for good, with a reason. Operators only.
+        """DiscardLetters ends letters for good, with a reason. A pending letter is
+        discarded only if its id or its state is named; one in flight never is.
+        Operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

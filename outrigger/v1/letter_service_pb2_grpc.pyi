@@ -47,7 +47,10 @@ class LetterServiceStub:
     RedriveLetters: _grpc.UnaryUnaryMultiCallable[_letter_service_pb2.RedriveLettersRequest, _letter_service_pb2.RedriveLettersResponse]
     """RedriveLetters puts ended or held letters back to pending. Operators only."""
     DiscardLetters: _grpc.UnaryUnaryMultiCallable[_letter_service_pb2.DiscardLettersRequest, _letter_service_pb2.DiscardLettersResponse]
-    """DiscardLetters ends letters for good, with a reason. Operators only."""
+    """DiscardLetters ends letters for good, with a reason. A pending letter is
+    discarded only if its id or its state is named; one in flight never is.
+    Operators only.
+    """
     GetLedger: _grpc.UnaryUnaryMultiCallable[_letter_service_pb2.GetLedgerRequest, _letter_service_pb2.GetLedgerResponse]
     """GetLedger says where all letters ever accepted are now."""
     ExportLetters: _grpc.UnaryStreamMultiCallable[_letter_service_pb2.ExportLettersRequest, _letter_service_pb2.ExportLettersResponse]
@@ -76,7 +79,10 @@ class LetterServiceAsyncStub(LetterServiceStub):
     RedriveLetters: _aio.UnaryUnaryMultiCallable[_letter_service_pb2.RedriveLettersRequest, _letter_service_pb2.RedriveLettersResponse]  # type: ignore[assignment]
     """RedriveLetters puts ended or held letters back to pending. Operators only."""
     DiscardLetters: _aio.UnaryUnaryMultiCallable[_letter_service_pb2.DiscardLettersRequest, _letter_service_pb2.DiscardLettersResponse]  # type: ignore[assignment]
-    """DiscardLetters ends letters for good, with a reason. Operators only."""
+    """DiscardLetters ends letters for good, with a reason. A pending letter is
+    discarded only if its id or its state is named; one in flight never is.
+    Operators only.
+    """
     GetLedger: _aio.UnaryUnaryMultiCallable[_letter_service_pb2.GetLedgerRequest, _letter_service_pb2.GetLedgerResponse]  # type: ignore[assignment]
     """GetLedger says where all letters ever accepted are now."""
     ExportLetters: _aio.UnaryStreamMultiCallable[_letter_service_pb2.ExportLettersRequest, _letter_service_pb2.ExportLettersResponse]  # type: ignore[assignment]
@@ -132,7 +138,10 @@ class LetterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _letter_service_pb2.DiscardLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_letter_service_pb2.DiscardLettersResponse, _abc.Awaitable[_letter_service_pb2.DiscardLettersResponse]]:
-        """DiscardLetters ends letters for good, with a reason. Operators only."""
+        """DiscardLetters ends letters for good, with a reason. A pending letter is
+        discarded only if its id or its state is named; one in flight never is.
+        Operators only.
+        """
 
     @_abc_1.abstractmethod
     def GetLedger(

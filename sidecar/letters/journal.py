@@ -245,7 +245,8 @@ class Journal:
         """End letters for good. One in flight is left alone.
 
         Args:
-            chosen: which; without states: parked, expired and held.
+            chosen: which; without states: parked, expired and held, and pending ones
+                that are named by their ids.
             reason: kept with each letter.
             everything: an empty filter means all of those.
             validate_only: count only.
@@ -260,7 +261,9 @@ class Journal:
             raise Invalid(
                 "NO_REASON", "discarding needs a reason: it is kept with each letter"
             )
-        ids = await self._bulk.select(chosen, everything=everything)
+        ids = await self._bulk.select(
+            chosen, everything=everything, named=(LetterState.PENDING,)
+        )
         if validate_only:
             return len(ids)
         return await self._bulk.discard(ids, reason, self._clock.wall())

@@ -49,8 +49,19 @@ class Redrive:
         self._agent_id = agent_id
         self._move = move
 
-    async def select(self, chosen: LetterFilter, *, everything: bool) -> Sequence[str]:
+    async def select(
+        self,
+        chosen: LetterFilter,
+        *,
+        everything: bool,
+        named: tuple[LetterState, ...] = (),
+    ) -> Sequence[str]:
         """Return ids of the letters meant; without states: parked, expired, held.
+
+        Args:
+            chosen: which.
+            everything: an empty filter means all of those.
+            named: states that count too for letters that are named by their ids.
 
         Raises:
             Invalid: EMPTY_FILTER.
@@ -63,7 +74,8 @@ class Redrive:
             )
         if not chosen.states:
             ended = (LetterState.PARKED, LetterState.EXPIRED, LetterState.HELD)
-            chosen = replace(chosen, states=ended)
+            meant = (*ended, *named) if chosen.letter_ids else ended
+            chosen = replace(chosen, states=meant)
         return await self.ids(chosen)
 
     async def ids(self, chosen: LetterFilter) -> Sequence[str]:

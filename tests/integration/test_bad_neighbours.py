@@ -97,8 +97,11 @@ def test_a_killed_sidecar_starts_again_on_the_same_state(stack, tmp_path):
 
     second = serve(stack, *words, "--", "sleep", "1000")
 
-    found = wait_for(lambda: agent(stack, second), "the second agent")
-    assert found.pid not in (0, pid)
+    def another():
+        found = agent(stack, second)
+        return found if found.pid not in (0, pid) else None
+
+    found = wait_for(another, "the second agent")
     assert found.state in (
         agent_pb2.Agent.STATE_WAKING,
         agent_pb2.Agent.STATE_AWAKE,

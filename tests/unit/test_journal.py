@@ -516,6 +516,16 @@ async def test_discarding_needs_a_reason_and_keeps_it(office):
     assert await counts(office) == (2, 0, 0, 0, 2, 0)
 
 
+async def test_a_waiting_letter_named_by_its_id_is_discarded_but_not_redriven(office):
+    """Whoever names it means it; it needs no redrive, for it waits already."""
+    waiting = await office.take()
+    named = LetterFilter(letter_ids=(waiting,))
+
+    assert await office.journal.redrive(named, everything=False) == 0
+    assert await office.journal.discard(named, reason="wrong", everything=False) == 1
+    assert await office.state(waiting) == "discarded"
+
+
 async def test_a_letter_in_flight_is_left_alone_by_operators(office):
     """The claim wins."""
     letter_id = await office.take(code=0)
