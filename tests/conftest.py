@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import signal
 import tempfile
 
 from hypothesis import settings
@@ -11,6 +12,10 @@ _home = tempfile.TemporaryDirectory(prefix="hypothesis-")
 set_hypothesis_home_dir(_home.name)
 settings.register_profile("outrigger", database=None, deadline=None, derandomize=True)
 settings.load_profile("outrigger")
+
+# A run started in the background by a shell ignores SIGINT, and what it starts would
+# inherit that: the tests of Ctrl-C need it as a terminal has it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure():
