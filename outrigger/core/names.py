@@ -18,6 +18,7 @@ LETTER_ID_TRAILER: Final = "outrigger-letter-id"
 LETTER_REFUSED_TRAILER: Final = "outrigger-letter-refused"
 ATTEMPTS_TRAILER: Final = "outrigger-attempts"
 REFUSED_BY_TRAILER: Final = "outrigger-refused-by"
+FAULT_TRAILER: Final = "outrigger-fault"
 PUSHBACK_TRAILER: Final = "grpc-retry-pushback-ms"
 PREVIOUS_ATTEMPTS_METADATA: Final = "grpc-previous-rpc-attempts"
 

@@ -133,6 +133,9 @@ class InboundGuard:
         """Return None: nothing is hedged."""
         return None
 
+    def answered(self, permit: Permit, attempt: int, now: float) -> None:
+        """Take no note: a call to the agent may take as long as it likes."""
+
     def ended(
         self,
         permit: Permit,  # noqa: ARG002 - of Guard
@@ -174,7 +177,7 @@ class InboundGuard:
             return Refuse(result.answer)
         return Refuse(self._answer(_no_letters()))
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, draw: float = 0.0) -> None:  # noqa: ARG002 - of Guard
         """Give up calls without a deadline that were held for too long."""
         for held in tuple(self._held.values()):
             if held.expires is not None and now >= held.expires:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from outrigger.core.errors import NotFound
 from outrigger.core.events import Payload
 from sidecar.call.standing import GuardSettings, Standings
-from sidecar.policy.circuit import Circuit, CircuitState
+from sidecar.policy.active_time import ActiveTime
+from sidecar.policy.circuit import Circuit, CircuitState, FailedCall, Step
 
 Publish = Callable[[Payload], object]
 
@@ -31,6 +32,15 @@ class CircuitView:
     consecutive_failures: int
     open_count: int
     refused_count: int
+    """Calls refused, or that a shadow would have refused."""
+    is_shadow: bool = False
+    window_slow: int = 0
+    troubled_since: float | None = None
+    """Monotonic seconds when it was closed last; None while it is."""
+    failed_calls: tuple[FailedCall, ...] = ()
+    """The newest calls that spoke against the callee, oldest first."""
+    history: tuple[Step, ...] = ()
+    """The newest moves, oldest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,17 +50,26 @@ class CircuitRecord:
     circuit_id: str
     state: str
     reason: str
+    age_s: float = 0.0
+    """For how long it has not been closed."""
+    openings: int = 0
+    """In a row."""
 
 
 class Circuits:
     """All circuits of one guard; publishes every move after it is made."""
 
     def __init__(
-        self, standings: Standings, settings: GuardSettings, publish: Publish
+        self,
+        standings: Standings,
+        settings: GuardSettings,
+        publish: Publish,
+        time: ActiveTime,
     ) -> None:
         self._standings = standings
         self._open_max_s = settings.circuit.open_max_s
         self._publish = publish
+        self._time = time
         self._unsettled: dict[str, Circuit] = {}
 
     def settle(self, circuit: Circuit) -> None:
@@ -70,12 +89,14 @@ class Circuits:
 
     def views(self, now: float) -> tuple[CircuitView, ...]:
         """Return all circuits, by id."""
-        return tuple(_view(circuit, now) for circuit in self._standings.circuits())
+        return tuple(
+            _view(circuit, now, self._time) for circuit in self._standings.circuits()
+        )
 
     def view(self, circuit_id: str, now: float) -> CircuitView | None:
         """Return one circuit; None if there is none."""
         circuit = self._standings.circuit(circuit_id)
-        return None if circuit is None else _view(circuit, now)
+        return None if circuit is None else _view(circuit, now, self._time)
 
     def isolate(self, circuit_id: str, reason: str, now: float) -> None:
         """Refuse every call until restored; makes the circuit if need be.
@@ -102,16 +123,24 @@ class Circuits:
         for record in records:
             circuit = self._standings.made_circuit(record.circuit_id, now)
             if circuit is not None:
-                circuit.resume(CircuitState(record.state), record.reason, now)
+                circuit.resume(
+                    CircuitState(record.state),
+                    record.reason,
+                    now,
+                    age_s=record.age_s,
+                    openings=record.openings,
+                )
                 self.settle(circuit)
 
-    def records(self) -> tuple[CircuitRecord, ...]:
+    def records(self, now: float) -> tuple[CircuitRecord, ...]:
         """Return what `resume` needs: every circuit that is not closed."""
         return tuple(
             CircuitRecord(
                 circuit_id=circuit.circuit_id,
                 state=circuit.state.value,
                 reason=circuit.reason,
+                age_s=now - _or(circuit.troubled_since, now),
+                openings=circuit.openings,
             )
             for circuit in self._unsettled.values()
         )
@@ -150,18 +179,32 @@ class Circuits:
         return circuit
 
 
-def _view(circuit: Circuit, now: float) -> CircuitView:
+def _view(circuit: Circuit, now: float, time: ActiveTime) -> CircuitView:
     calls, failures = circuit.counted(now)
     remaining_s = circuit.remaining_s(now)
+    troubled = circuit.troubled_since
     return CircuitView(
         circuit_id=circuit.circuit_id,
         state=circuit.state.value,
         reason=circuit.reason,
-        since=circuit.since,
+        since=time.when(circuit.since),
         retry_after_s=remaining_s if 0 < remaining_s < math.inf else None,
         window_calls=calls,
         window_failures=failures,
         consecutive_failures=circuit.consecutive_failures,
         open_count=circuit.open_count,
         refused_count=circuit.refused_count,
+        is_shadow=circuit.is_shadow,
+        window_slow=circuit.slow_calls(now),
+        troubled_since=None if troubled is None else time.when(troubled),
+        failed_calls=tuple(
+            replace(one, when=time.when(one.when)) for one in circuit.failed_calls
+        ),
+        history=tuple(
+            replace(one, when=time.when(one.when)) for one in circuit.history
+        ),
     )
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value

@@ -47,9 +47,11 @@ class Call:
     deadline: float | None = None
     """Monotonic seconds; None means none."""
     kind: Kind = Kind.CALL
+    agent: str = ""
+    """Whose call it is, where several agents share a sidecar."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Permit:
     """One admitted call; a wire carries it, the guard keeps what it likes on it."""
 
@@ -69,6 +71,19 @@ class Answer:
 
 
 @dataclass(slots=True)
+class Fault:
+    """What an operator wants to go wrong with an attempt; see `policy.fault`."""
+
+    delay_s: float = 0.0
+    """Wait so long first."""
+    code: int = 0
+    """Then end with this status instead of sending; 0 means send."""
+    message: str = ""
+    is_dropped: bool = False
+    """Send nothing and never answer; the time limit ends it."""
+
+
+@dataclass(slots=True)
 class Go:
     """Make this attempt now."""
 
@@ -79,6 +94,11 @@ class Go:
     """To send upstream."""
     timeout_s: float | None
     """Time limit of this attempt; None means none."""
+    answer_s: float | None = None
+    """Time limit until something of the response has come; None means none. It is
+    there for probes: what hangs is cut, as DEADLINE_EXCEEDED of the relay's own."""
+    fault: Fault | None = None
+    """To be made to go wrong; nearly always None."""
 
 
 @dataclass(slots=True)
@@ -111,6 +131,14 @@ class Retry:
     """Ask `attempt` again after this pause."""
 
     after_s: float
+
+
+@dataclass(slots=True)
+class Await:
+    """Do nothing: another attempt of the call is on its way and will decide.
+
+    Ask `due` again: when to hedge may have changed.
+    """
 
 
 @dataclass(slots=True)
@@ -174,6 +202,8 @@ class Outcome:
     """Something of the response was passed on, or the replay buffer overflowed."""
     trailers: Trailers = ()
     """The upstream's trailing metadata."""
+    is_cut: bool = False
+    """It had no answer within `Go.answer_s`."""
 
 
 @dataclass(slots=True)
@@ -217,18 +247,36 @@ class Guard(Protocol):
         """Admit a call, park it, or refuse it."""
         ...
 
-    def attempt(self, permit: Permit, now: float) -> Go | Refuse | Letter:
-        """Ask again before every retry."""
+    def attempt(self, permit: Permit, now: float) -> Go | Refuse | Letter | Await:
+        """Ask again before every retry and, once `due`, before every hedge.
+
+        Await means that no hedge is made; attempts already out go on.
+        """
         ...
 
     def due(self, permit: Permit, now: float) -> float | None:
-        """Return when to hedge, as monotonic seconds; None means never."""
+        """Return when to hedge, as monotonic seconds; None means never.
+
+        Asked after each Go and each Await of a call whose request is one message.
+        """
+        ...
+
+    def answered(self, permit: Permit, attempt: int, now: float) -> None:
+        """Something of the response was passed on, and the call goes on.
+
+        Not needed for an attempt that ends at once. Of several attempts this one
+        has won: the wire cancels the others and says no more of them.
+        """
         ...
 
     def ended(
         self, permit: Permit, attempt: int, outcome: Outcome, now: float, draw: float
-    ) -> Finish | Retry | Letter:
-        """Take an attempt's outcome; called exactly once per attempt."""
+    ) -> Finish | Retry | Letter | Await:
+        """Take an attempt's outcome; called at most once per attempt.
+
+        After any verdict but Await the wire cancels the call's other attempts and
+        says no more of them.
+        """
         ...
 
     def cancelled(self, permit: Permit, now: float) -> None:
@@ -237,12 +285,17 @@ class Guard(Protocol):
 
     def resolved(
         self, token: int, result: Resolution, now: float
-    ) -> Go | Refuse | Finish:
+    ) -> Go | Refuse | Finish | Letter:
         """Go on with a parked call."""
         ...
 
-    def tick(self, now: float) -> None:
-        """Expire leases and the like; at least every 250 ms."""
+    def tick(self, now: float, draw: float) -> None:
+        """Expire leases and the like; at least every 250 ms.
+
+        Args:
+            now: monotonic seconds.
+            draw: a number in [0, 1), for rests that begin now.
+        """
         ...
 
 
@@ -256,7 +309,27 @@ class CallCounts:
     refused: dict[str, int] = field(default_factory=dict)
     """By what refused: deadline, limit, circuit, route, kill_switch."""
     retries: int = 0
+    hedges: int = 0
     letters: int = 0
     cancelled: int = 0
     in_flight: int = 0
     held: int = 0
+    """Parked and in flight: for a place at the upstream, or for a wake."""
+
+
+@dataclass(slots=True)
+class SeenCall:
+    """A call that is over, for whoever watches."""
+
+    call: Call
+    upstream: str
+    began: float
+    """Monotonic seconds."""
+    elapsed_s: float
+    attempts: int
+    code: int
+    """gRPC status number the caller got; 1 if it went away."""
+    refused_by: str = ""
+    """Layer that refused it; empty if none did."""
+    letter_id: str = ""
+    """Of the letter it became; empty if none."""

@@ -6,6 +6,9 @@ parked calls make every later word about the call a no-op, so that a place and a
 count are given back exactly once.
 """
 
+import itertools
+from collections.abc import Callable
+
 from outrigger.core.errors import OutriggerError
 from sidecar.call import answers
 from sidecar.call.answers import Details
@@ -22,22 +25,36 @@ from sidecar.call.descriptor import (
     Outcome,
     Refuse,
     Resolution,
+    SeenCall,
 )
 from sidecar.call.flight import Flight
 from sidecar.call.metadata import without_credentials
+from sidecar.call.places import Places
 from sidecar.call.standing import GuardSettings
 from sidecar.policy import classify
-from sidecar.policy.classify import Repeat
+from sidecar.policy.classify import Code, Repeat
+
+Watch = Callable[[SeenCall], object]
 
 
 class Endings:
     """Ends calls and keeps count; the guard decides which end it is."""
 
-    def __init__(self, settings: GuardSettings, details: Details, now: float) -> None:
+    def __init__(
+        self,
+        settings: GuardSettings,
+        details: Details,
+        places: Places,
+        tokens: "itertools.count[int]",
+        now: float,
+    ) -> None:
         self._parked_max = settings.parked_max
         self._details = details
+        self._places = places
         self._parked: dict[int, Flight] = {}
-        self._newest_token = 0
+        self._tokens = tokens
+        self.watch: Watch | None = None
+        """Told of every call that is over, while anybody wants to know."""
         self.counts = CallCounts()
         self.deliveries = CallCounts()
         self.last_activity = now
@@ -54,20 +71,23 @@ class Endings:
 
     def succeeded(self, flight: Flight, now: float) -> None:
         """End a call well."""
-        self._over(flight, now).ok += 1
+        self._over(flight, Code.OK, now).ok += 1
 
     def cancelled(self, flight: Flight, now: float) -> None:
         """End a call whose caller went away."""
         if flight.token is not None:
             self._parked.pop(flight.token, None)
-        self._over(flight, now).cancelled += 1
+        self._over(flight, Code.CANCELLED, now).cancelled += 1
 
-    def unroutable(self, call: Call, error: OutriggerError) -> Refuse:
+    def unroutable(self, call: Call, error: OutriggerError, now: float) -> Refuse:
         """Refuse a call that goes nowhere."""
         counts = self.counts if call.kind is Kind.CALL else self.deliveries
         counts.begun += 1
         _count_refusal(counts, "route")
-        return Refuse(answers.refusal(error, "route", self._details))
+        answer = answers.refusal(error, "route", self._details)
+        if self.watch is not None:
+            self.watch(SeenCall(call, "", now, 0.0, 0, answer.code, "route"))
+        return Refuse(answer)
 
     def refused(
         self, flight: Flight, layer: str, error: OutriggerError, now: float
@@ -81,7 +101,7 @@ class Endings:
                 return self._park(flight, answer)
             if why_not:
                 answer = answers.without_letter(answer, why_not)
-        self._unsuccessful(flight, now)
+        self._unsuccessful(flight, answer.code, now)
         return Refuse(answer)
 
     def failed(self, flight: Flight, outcome: Outcome, now: float) -> Finish | Letter:
@@ -94,7 +114,7 @@ class Endings:
                 return self._park(flight, answer)
             if why_not:
                 trailers += answers.no_letter_trailer(why_not)
-        self._unsuccessful(flight, now)
+        self._unsuccessful(flight, outcome.code, now)
         return Finish(None, trailers)
 
     def resolved(self, token: int, result: Resolution, now: float) -> Finish:
@@ -105,12 +125,13 @@ class Endings:
         answer = flight.answer
         if isinstance(result, LetterTaken):
             self.counts.letters += 1
+            flight.letter_id = result.letter_id
             answer = answers.with_letter(answer, result.letter_id, flight.attempts)
         elif isinstance(result, LetterRefused):
             answer = answers.without_letter(answer, result.reason)
         elif isinstance(result, GivenUp):
             answer = result.answer
-        self._unsuccessful(flight, now)
+        self._unsuccessful(flight, answer.code, now)
         return Finish(answer)
 
     def _why_no_letter(
@@ -133,14 +154,13 @@ class Endings:
 
     def _park(self, flight: Flight, answer: Answer) -> Letter:
         """Ask for a letter; the call's place at the upstream is free meanwhile."""
-        _leave(flight)
-        self._newest_token += 1
-        self._parked[self._newest_token] = flight
-        flight.token = self._newest_token
+        self._places.leave(flight)
+        token = flight.token = next(self._tokens)
+        self._parked[token] = flight
         flight.answer = answer
         return Letter(
             flight,
-            flight.token,
+            token,
             flight.upstream,
             flight.key,
             without_credentials(flight.metadata),
@@ -148,17 +168,19 @@ class Endings:
             answer.message,
         )
 
-    def _unsuccessful(self, flight: Flight, now: float) -> None:
-        counts = self._over(flight, now)
+    def _unsuccessful(self, flight: Flight, code: int, now: float) -> None:
+        counts = self._over(flight, code, now)
         if flight.refused_by is None:
             counts.failed += 1
         else:
             _count_refusal(counts, flight.refused_by)
 
-    def _over(self, flight: Flight, now: float) -> CallCounts:
+    def _over(self, flight: Flight, code: int, now: float) -> CallCounts:
         """Forget a call; return where its end is to be counted."""
         flight.is_over = True
-        _leave(flight)
+        self._places.leave(flight)
+        if self.watch is not None:
+            self.watch(_seen(flight, code, now))
         if flight.is_delivery:
             counts = self.deliveries
         else:
@@ -172,7 +194,14 @@ def _count_refusal(counts: CallCounts, layer: str) -> None:
     counts.refused[layer] = counts.refused.get(layer, 0) + 1
 
 
-def _leave(flight: Flight) -> None:
-    if flight.has_place:
-        flight.has_place = False
-        flight.method.upstream.limit.leave()
+def _seen(flight: Flight, code: int, now: float) -> SeenCall:
+    return SeenCall(
+        call=flight.call,
+        upstream=flight.upstream,
+        began=flight.began,
+        elapsed_s=now - flight.began,
+        attempts=flight.attempts,
+        code=code,
+        refused_by=flight.refused_by or "",
+        letter_id=flight.letter_id,
+    )

@@ -1,7 +1,7 @@
 """One admitted call, as the guard follows it."""
 
 import math
-from typing import Final
+from typing import Final, Protocol
 
 from outrigger.core import names
 from sidecar.call.descriptor import Answer, Call, Kind, Metadata, Outcome, Permit
@@ -12,35 +12,80 @@ from sidecar.policy.classify import Repeat
 _CALL: Final = Kind.CALL
 
 
+class Try(Protocol):
+    """One attempt that is on its way."""
+
+    number: int
+    """Its token towards the wire."""
+    started: float
+    """Active seconds."""
+    upstream_ticket: int
+    method_ticket: int
+    has_answered: bool
+    """Something of its response was passed on."""
+    is_slow: bool
+    """It was counted as slow."""
+    stops: int
+    """How often this process had been stopped when it began."""
+
+
+class Hedge:
+    """An attempt beside the first one; see `Try`."""
+
+    __slots__ = (
+        "has_answered",
+        "is_slow",
+        "method_ticket",
+        "number",
+        "started",
+        "stops",
+        "upstream_ticket",
+    )
+
+    def __init__(self) -> None:
+        self.number = self.upstream_ticket = self.method_ticket = self.stops = 0
+        self.started = 0.0
+        self.has_answered = self.is_slow = False
+
+
 class Flight(Permit):
     """The permit of a call with everything the guard must remember of it.
 
-    It is the permit itself and not an object beside it: one object less per call.
+    It is the permit itself and not an object beside it: one object less per call. For
+    the same reason it is its own first attempt, and each retry: a `Try`.
     """
 
     __slots__ = (
         "answer",
         "attempts",
+        "began",
         "expires",
+        "has_answered",
         "has_place",
+        "hedge_at",
+        "hedges",
         "is_delivery",
         "is_live",
         "is_over",
         "is_repeat",
+        "is_slow",
         "key",
         "last",
+        "letter_id",
         "metadata",
         "method",
         "method_ticket",
+        "number",
         "refused_by",
         "started",
         "step",
+        "stops",
         "token",
         "upstream_ticket",
         "wants_letter",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - a list of what is remembered, all plain
         self,
         call: Call,
         method: MethodStanding,
@@ -71,15 +116,24 @@ class Flight(Permit):
             self.metadata = (*self.metadata, stamp)
         self.expires = _expires(self, now, settings)
         """When an attempt must have ended; infinite without a deadline."""
+        self.began = now
+        """When the call came. Like `expires` in monotonic seconds: a caller's time
+        goes on while this process is stopped."""
         self.attempts = 0
         """Attempts made so far."""
+        self.number = -1
         self.started = now
-        """When the newest attempt began."""
+        self.stops = 0
+        self.has_answered = self.is_slow = False
+        self.hedges: dict[int, Hedge] | None = None
+        """Attempts beside this one that are on their way; never empty."""
+        self.hedge_at: float | None = None
+        """When to make the next one, monotonic seconds; None means never."""
         self.step = 0
         """Waits of our own choice since the last push-back."""
         self.upstream_ticket = self.method_ticket = 0
         self.is_live = False
-        """An attempt is on its way: its tickets are out."""
+        """Its own attempt is on its way: the tickets are out."""
         self.is_over = False
         self.has_place = False
         """It takes a place of the concurrency limit."""
@@ -90,6 +144,27 @@ class Flight(Permit):
         """While it waits for its letter."""
         self.answer: Answer | None = None
         """What it is told when that is settled."""
+        self.letter_id = ""
+
+    def tried(self, attempt: int) -> Try | None:
+        """Return an attempt that is on its way; None if it is not."""
+        if self.is_live and attempt == self.number:
+            return self
+        return None if self.hedges is None else self.hedges.get(attempt)
+
+    def landed(self, tried: Try) -> None:
+        """Take note that an attempt is over."""
+        if tried is self:
+            self.is_live = False
+        elif self.hedges is not None:
+            del self.hedges[tried.number]
+            if not self.hedges:
+                self.hedges = None
+
+    @property
+    def is_flying(self) -> bool:
+        """Say whether any attempt is on its way."""
+        return self.is_live or self.hedges is not None
 
     def timeout_s(self, now: float) -> float | None:
         """Return the time limit of an attempt that begins now; None means none."""

@@ -1,26 +1,30 @@
 """Every decision about an outbound call, layer by layer, without waiting.
 
 Outermost first: deadline, kill switch, concurrency limit, retry and its budget,
-circuit of the upstream, circuit of the method, time limit of the attempt.
+circuit of the upstream, circuit of the method, faults that an operator asked for,
+time limit of the attempt.
 
-Two things are not decided here yet: hedging (`due` always says never) and a circuit
-that opens because calls are slow rather than failing.
+Two kinds of time: deadlines are in monotonic seconds, for a caller's time goes on
+whatever happens to this process; windows, rests and leases are in active ones.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from outrigger.core.errors import Bug, OutriggerError, TimedOut, Transient
 from sidecar.call import answers
 from sidecar.call.answers import Details, no_details
+from sidecar.call.attempts import Attempts
 from sidecar.call.circuits import CircuitRecord, Circuits, CircuitView, Publish
 from sidecar.call.descriptor import (
     Answer,
+    Await,
     Call,
+    Fault,
     Finish,
     Go,
     Letter,
-    Origin,
     Outcome,
     Permit,
     Refuse,
@@ -28,29 +32,45 @@ from sidecar.call.descriptor import (
     Retry,
     Trailers,
 )
-from sidecar.call.endings import Endings
-from sidecar.call.flight import Flight
+from sidecar.call.endings import Endings, Watch
+from sidecar.call.flight import Flight, Hedge, Try
 from sidecar.call.metadata import asked_of
+from sidecar.call.places import Places
 from sidecar.call.routes import Routes
-from sidecar.call.standing import GuardSettings, Standings
+from sidecar.call.standing import GuardSettings, Standings, UpstreamPolicy
 from sidecar.policy import classify
-from sidecar.policy.circuit import Circuit
+from sidecar.policy.active_time import ActiveTime
+from sidecar.policy.circuit import Circuit, CircuitState
 from sidecar.policy.classify import Code
 from sidecar.policy.retry import Failure, next_delay_s, pushback_s
 
-__all__ = ["CallGuard", "CircuitRecord", "CircuitView", "GuardSettings"]
+__all__ = [
+    "CallGuard",
+    "CircuitRecord",
+    "CircuitView",
+    "GuardSettings",
+    "UpstreamPolicy",
+]
 
 Hint = Callable[[Trailers], float | None]
 """Returns the seconds of a google.rpc.RetryInfo in the trailers, if there is one."""
 
 _PASS: Final = Finish(None)
-_NO_ROOM_S: Final = 0.01
-"""A caller that goes away this close to its deadline has run out of time."""
+_AWAIT: Final = Await()
+_CLOSED: Final = CircuitState.CLOSED
 
 
 def no_hint(_trailers: Trailers) -> float | None:
     """Return no hint, where nobody parses any."""
     return None
+
+
+class FaultSource(Protocol):
+    """What an operator wants to go wrong."""
+
+    def fault(self, upstream: str, method: str, now: float) -> Fault | None:
+        """Return what is to go wrong with an attempt that begins now."""
+        ...
 
 
 class CallGuard:
@@ -78,17 +98,25 @@ class CallGuard:
         """
         settings = settings or GuardSettings()
         self._settings = settings
+        self._time = ActiveTime()
         self._standings = Standings(routes, settings, now)
-        self._circuits = Circuits(self._standings, settings, publish)
-        self._endings = Endings(settings, details, now)
+        self._circuits = Circuits(self._standings, settings, publish, self._time)
+        self._attempts = Attempts(self._circuits, self._time)
+        self._tokens = itertools.count(1)
+        self._places = Places()
+        self._endings = Endings(settings, details, self._places, self._tokens, now)
         self._retry_hint = retry_hint
         self._killed: str | None = None
         self._now = now
+        self.faults: FaultSource | None = None
+        """Asked at each attempt; None, as nearly always, costs nothing."""
         self.counts: Final = self._endings.counts
         """The agent's own calls. Each is in exactly one of ok, failed, refused and
         cancelled once it is over, and in `in_flight` until then."""
         self.deliveries: Final = self._endings.deliveries
         """The same of letters on their way."""
+
+    # The wire's side.
 
     def begin(self, call: Call, now: float) -> Go | Refuse | Letter:
         """Admit a call, refuse it, or ask for its letter."""
@@ -98,7 +126,7 @@ class CallGuard:
         try:
             method = self._standings.find(call.method, named, now)
         except OutriggerError as error:
-            return self._endings.unroutable(call, error)
+            return self._endings.unroutable(call, error, now)
         flight = Flight(call, method, asked, now, self._settings)
         self._endings.begun(flight, now)
         if call.deadline is not None and now >= call.deadline:
@@ -106,74 +134,82 @@ class CallGuard:
         if self._killed is not None and flight.is_delivery:
             stopped = _killed(self._killed)
             return self._endings.refused(flight, "kill_switch", stopped, now)
-        limit = method.upstream.limit
-        if not limit.enter():
-            return self._endings.refused(flight, "limit", limit.refusal(), now)
-        flight.has_place = True
-        if flight.is_repeat:
-            method.upstream.budget.charge(now)
-        shut = self._admit(flight, now)
-        if shut is not None:
-            refusal = answers.circuit_error(shut, now)
-            return self._endings.refused(flight, "circuit", refusal, now)
-        return Go(flight, 0, flight.metadata, flight.timeout_s(now))
+        if not self._places.enter(flight):
+            full = method.upstream.limit.refusal()
+            return self._endings.refused(flight, "limit", full, now)
+        return self._first(flight, now)
 
-    def attempt(self, permit: Permit, now: float) -> Go | Refuse | Letter:
-        """Admit a retry, or end the call with the failure it had.
+    def attempt(self, permit: Permit, now: float) -> Go | Refuse | Letter | Await:
+        """Admit a retry or a hedge; end the call where a retry may not be.
 
         Between the failure and now its time may have run out, a circuit may have
         opened, or an operator thrown the switch.
 
         Raises:
-            Bug: NOT_WAITING, no retry was scheduled for this call.
+            Bug: NOT_WAITING, neither a retry nor a hedge of this call is due.
         """
         self._now = now
         flight = _flight(permit)
         if flight.is_over:
             return Refuse(Answer(Code.CANCELLED, "the caller went away"))
+        if flight.is_flying:
+            return self._hedged(flight, now)
         last = flight.last
-        if flight.is_live or last is None:
+        if last is None:
             raise Bug("NOT_WAITING", f"{flight.call.method} waits for no retry")
         flight.last = None
+        flight.has_answered = flight.is_slow = False
         late = now >= flight.expires
-        if late or self._killed is not None or self._admit(flight, now) is not None:
+        active = self._time.at(now)
+        if (
+            late
+            or self._killed is not None
+            or self._attempts.admit(flight, flight, active) is not None
+        ):
             ended = self._endings.failed(flight, last, now)
             if isinstance(ended, Letter):
                 return ended
             return Refuse(answers.passed_on(last, ended.trailers))
-        number = flight.attempts - 1
-        return Go(flight, number, flight.metadata, flight.timeout_s(now))
+        flight.is_live = True
+        return self._go(flight, flight, now)
 
     def due(self, permit: Permit, now: float) -> float | None:  # noqa: ARG002 - shape of Guard
-        """Return None: nothing is hedged yet."""
-        return None
+        """Return when to make one more attempt beside those on their way."""
+        return _flight(permit).hedge_at
+
+    def answered(self, permit: Permit, attempt: int, now: float) -> None:
+        """Take note that a response has begun, and that no other can win."""
+        self._now = now
+        flight = _flight(permit)
+        tried = flight.tried(attempt)
+        if tried is None or tried.has_answered:
+            return
+        flight.hedge_at = None
+        self._release_others(flight, tried)
+        self._attempts.answered(flight, tried, self._time.at(now))
 
     def ended(
         self, permit: Permit, attempt: int, outcome: Outcome, now: float, draw: float
-    ) -> Finish | Retry | Letter:
+    ) -> Finish | Retry | Letter | Await:
         """Count an attempt's outcome and say what comes next."""
         self._now = now
         flight = _flight(permit)
-        if not flight.is_live or attempt != flight.attempts - 1:
+        tried = flight.tried(attempt)
+        if tried is None:
             return _PASS  # the caller went away first, and all was given back then
-        flight.is_live = False
-        method = flight.method
+        active = self._time.at(now)
+        upstream = flight.method.upstream
         if attempt == 0 and not (flight.is_repeat or flight.is_delivery):
-            method.upstream.budget.completed(now)
+            upstream.budget.completed(active)
+        flight.landed(tried)
         if outcome.code != 0:
-            self._count_failure(flight, outcome, now, draw)
+            self._attempts.failed(flight, tried, outcome, active, draw)
             return self._after_failure(flight, outcome, now, draw)
-        circuit = method.upstream.circuit
-        circuit.passed(flight.upstream_ticket, now)
-        if circuit.moves:
-            self._circuits.settle(circuit)
-        circuit = method.circuit
-        circuit.passed(flight.method_ticket, now)
-        if circuit.moves:
-            self._circuits.settle(circuit)
-        method.median.add(now - flight.started)
+        self._attempts.succeeded(flight, tried, active, draw)
+        if flight.hedges is not None or flight.is_live:
+            self._release_others(flight, tried)
         self._endings.succeeded(flight, now)
-        if attempt == 0:
+        if flight.attempts == 1:
             return _PASS
         return Finish(None, answers.attempts_trailer(flight.attempts))
 
@@ -183,9 +219,10 @@ class CallGuard:
         flight = _flight(permit)
         if flight.is_over:
             return
-        if flight.is_live:
-            flight.is_live = False
-            self._count_vanished(flight, now)
+        active = self._time.at(now)
+        for tried in _flying(flight):
+            flight.landed(tried)
+            self._attempts.vanished(flight, tried, active, draw=0.0)
         self._endings.cancelled(flight, now)
 
     def resolved(self, token: int, result: Resolution, now: float) -> Finish:
@@ -193,17 +230,25 @@ class CallGuard:
         self._now = now
         return self._endings.resolved(token, result, now)
 
-    def tick(self, now: float) -> None:
-        """End the rests of open circuits and expire the leases of probes."""
+    def tick(self, now: float, draw: float = 0.0) -> None:
+        """Count what hangs, end the rests of open circuits, expire leases."""
         self._now = now
-        self._circuits.tick(now)
+        active = self._time.tick(now)
+        self._attempts.look(self._standings.methods(), active, draw)
+        self._circuits.tick(active)
+
+    # What operators and the rest of the sidecar ask and order.
 
     def kill_calls(self, on: bool, reason: str) -> None:  # noqa: FBT001 - the seam's
-        """Stop retries and deliveries, or allow them again.
+        """Stop retries, hedges and deliveries, or allow them again.
 
         The agent's own first attempts are never stopped.
         """
         self._killed = reason if on else None
+
+    def watch(self, watch: Watch | None) -> None:
+        """Tell somebody of every call that is over; None tells nobody."""
+        self._endings.watch = watch
 
     @property
     def calls_killed(self) -> str | None:
@@ -220,11 +265,11 @@ class CallGuard:
 
     def circuits(self) -> tuple[CircuitView, ...]:
         """Return all circuits by id, as of the newest `now` the guard was told."""
-        return self._circuits.views(self._now)
+        return self._circuits.views(self._time.at(self._now))
 
     def circuit(self, circuit_id: str) -> CircuitView | None:
         """Return one circuit; None if there is none."""
-        return self._circuits.view(circuit_id, self._now)
+        return self._circuits.view(circuit_id, self._time.at(self._now))
 
     def isolate(self, circuit_id: str, reason: str, now: float) -> None:
         """Refuse every call until `restore`.
@@ -232,7 +277,7 @@ class CallGuard:
         Raises:
             NotFound: UNKNOWN_CIRCUIT.
         """
-        self._circuits.isolate(circuit_id, reason, now)
+        self._circuits.isolate(circuit_id, reason, self._time.at(now))
 
     def restore(self, circuit_id: str, now: float) -> None:
         """End an isolation by probing.
@@ -240,22 +285,22 @@ class CallGuard:
         Raises:
             NotFound: UNKNOWN_CIRCUIT.
         """
-        self._circuits.restore(circuit_id, now)
+        self._circuits.restore(circuit_id, self._time.at(now))
 
     def restored_state(self, records: Iterable[CircuitRecord], now: float) -> None:
         """Take over circuits saved before a restart.
 
         Open ones come back half open, isolated ones isolated.
         """
-        self._circuits.resume(records, now)
+        self._circuits.resume(records, self._time.at(now))
 
-    def saved_state(self) -> tuple[CircuitRecord, ...]:
+    def saved_state(self, now: float) -> tuple[CircuitRecord, ...]:
         """Return what `restored_state` wants to be given after a restart."""
-        return self._circuits.records()
+        return self._circuits.records(self._time.at(now))
 
     def connection_ready(self, upstream: str, now: float) -> None:
         """Probe at once: the upstream's channel turned READY."""
-        self._circuits.connection_ready(upstream, now)
+        self._circuits.connection_ready(upstream, self._time.at(now))
 
     def circuit_retry_after_s(
         self, upstream: str, method: str, now: float
@@ -264,63 +309,83 @@ class CallGuard:
 
         None if it would be admitted, as a probe where the circuit is half open.
         """
-        return self._circuits.retry_after_s(upstream, method, now)
+        return self._circuits.retry_after_s(upstream, method, self._time.at(now))
 
-    def _admit(self, flight: Flight, now: float) -> Circuit | None:
-        """Begin an attempt if both circuits let it; return the one that does not."""
-        upstream = flight.method.upstream.circuit
-        upstream_ticket = upstream.admit(now)
-        if upstream.moves:
-            self._circuits.settle(upstream)
-        if upstream_ticket is None:
-            return upstream
-        method = flight.method.circuit
-        method_ticket = method.admit(now)
-        if method.moves:
-            self._circuits.settle(method)
-        if method_ticket is None:
-            upstream.released(upstream_ticket)
-            return method
-        flight.upstream_ticket = upstream_ticket
-        flight.method_ticket = method_ticket
-        flight.started = now
-        flight.attempts += 1
-        flight.is_live = True
-        return None
+    # Attempts.
 
-    def _count_failure(
-        self, flight: Flight, outcome: Outcome, now: float, draw: float
-    ) -> None:
-        """Tell both circuits."""
+    def _first(self, flight: Flight, now: float) -> Go | Refuse | Letter:
+        """Make the first attempt of a call that has a place."""
+        active = self._time.at(now)
         method = flight.method
-        verdict = classify.of_method(
-            outcome.code,
-            outcome.origin,
-            patience_s=flight.expires - flight.started,
-            median_s=method.median.value_s(),
-        )
-        about_upstream = classify.of_upstream(outcome.code, outcome.origin)
-        for circuit, ticket, what in (
-            (method.upstream.circuit, flight.upstream_ticket, about_upstream),
-            (method.circuit, flight.method_ticket, verdict),
-        ):
-            circuit.failed(ticket, what, now, draw)
-            if circuit.moves:
-                self._circuits.settle(circuit)
+        if flight.is_repeat:
+            method.upstream.budget.charge(active)
+        shut = self._attempts.admit(flight, flight, active)
+        if shut is not None:
+            return self._shut_out(flight, shut, now)
+        flight.is_live = True
+        if method.rule.hedge_s is not None and not flight.is_delivery:
+            flight.hedge_at = now + method.rule.hedge_s
+        return self._go(flight, flight, now)
 
-    def _count_vanished(self, flight: Flight, now: float) -> None:
-        """Give tickets back; at its deadline a caller does not just vanish."""
-        deadline = flight.call.deadline
-        if deadline is not None and now >= deadline - _NO_ROOM_S:
-            outcome = Outcome(Code.DEADLINE_EXCEEDED, "", Origin.LOCAL, committed=False)
-            self._count_failure(flight, outcome, now, draw=0.0)
-            return
-        flight.method.upstream.circuit.released(flight.upstream_ticket)
-        flight.method.circuit.released(flight.method_ticket)
+    def _go(self, flight: Flight, tried: Try, now: float) -> Go:
+        method = flight.method
+        go = Go(flight, tried.number, flight.metadata, flight.timeout_s(now))
+        if method.circuit.state is not _CLOSED or (
+            method.upstream.circuit.state is not _CLOSED
+        ):
+            go.answer_s = self._attempts.probe_limit_s(flight, tried)
+        if self.faults is not None:
+            go.fault = self.faults.fault(flight.upstream, flight.call.method, now)
+        return go
+
+    def _shut_out(self, flight: Flight, shut: Circuit, now: float) -> Refuse | Letter:
+        refusal = answers.circuit_error(shut, self._time.at(now))
+        return self._endings.refused(flight, "circuit", refusal, now)
+
+    def _hedged(self, flight: Flight, now: float) -> Go | Await:
+        """Make one more attempt beside those on their way, if that may be.
+
+        Hedges help where a callee is healthy and one of its answers is late; where a
+        circuit is not closed they would only add to the load.
+        """
+        if flight.hedge_at is None or now < flight.hedge_at:
+            raise Bug("NOT_WAITING", f"{flight.call.method} waits for no hedge")
+        flight.hedge_at = None
+        method = flight.method
+        active = self._time.at(now)
+        if (
+            self._killed is not None
+            or now >= flight.expires
+            or flight.attempts >= method.rule.max_attempts
+            or method.circuit.state is not _CLOSED
+            or method.upstream.circuit.state is not _CLOSED
+            or not method.upstream.budget.spend(active)
+        ):
+            return _AWAIT
+        hedge = Hedge()
+        self._attempts.admit(flight, hedge, active)  # both are closed: it is admitted
+        if flight.hedges is None:
+            flight.hedges = {}
+        flight.hedges[hedge.number] = hedge
+        self.counts.hedges += 1
+        if flight.attempts < method.rule.max_attempts:
+            flight.hedge_at = now + (method.rule.hedge_s or 0.0)
+        return self._go(flight, hedge, now)
+
+    def _release_others(self, flight: Flight, winner: Try | None) -> None:
+        for tried in _flying(flight):
+            if tried is not winner:
+                flight.landed(tried)
+                self._attempts.released(flight, tried)
+
+    # Retries.
 
     def _after_failure(
         self, flight: Flight, outcome: Outcome, now: float, draw: float
-    ) -> Finish | Retry | Letter:
+    ) -> Finish | Retry | Letter | Await:
+        if flight.is_flying:
+            return self._beside_others(flight, outcome, now)
+        flight.hedge_at = None
         delay_s = self._delay_s(flight, outcome, now, draw)
         if delay_s is None:
             return self._endings.failed(flight, outcome, now)
@@ -328,41 +393,61 @@ class CallGuard:
         self.counts.retries += 1
         return Retry(delay_s)
 
+    def _beside_others(
+        self, flight: Flight, outcome: Outcome, now: float
+    ) -> Finish | Letter | Await:
+        """Wait for the attempts still out, unless this failure settles the call.
+
+        As gRFC A6 has it, a failure that may be tried again makes the next hedge due
+        at once, or when the callee says.
+        """
+        if not self._may_retry(flight, outcome, hedged=True):
+            self._release_others(flight, None)
+            flight.hedge_at = None
+            return self._endings.failed(flight, outcome, now)
+        asked_s = pushback_s(outcome.trailers)
+        if asked_s is not None and asked_s < 0:
+            flight.hedge_at = None
+        elif flight.hedge_at is not None:
+            flight.hedge_at = now + (asked_s or 0.0)
+        return _AWAIT
+
     def _delay_s(
         self, flight: Flight, outcome: Outcome, now: float, draw: float
     ) -> float | None:
         """Return when to retry; None means not at all. Charges the budget last."""
         method = flight.method
-        pushback = pushback_s(outcome.trailers)
-        if not self._may_retry(flight, outcome, has_pushback=pushback is not None):
+        if not self._may_retry(flight, outcome):
             return None
+        pushback = pushback_s(outcome.trailers)
+        throttled = classify.is_throttle(outcome.code)
         failure = Failure(
             step=flight.step,
             pushback_s=pushback,
             hint_s=self._retry_hint(outcome.trailers) or 0.0,
             room_s=flight.expires - now,
             typical_s=method.median.value_s() or 0.0,
+            throttled=throttled,
         )
-        delay_s = next_delay_s(self._settings.retry, failure, draw)
-        if delay_s is None or _is_shut(flight, now + delay_s):
+        delay_s = next_delay_s(method.retry, failure, draw)
+        active = self._time.at(now)
+        if delay_s is None or _is_shut(flight, active + delay_s):
             return None
-        if not method.upstream.budget.spend(now):
+        if not method.upstream.budget.spend(active, throttled=throttled):
             return None
         flight.step = 0 if pushback is not None else flight.step + 1
         return delay_s
 
     def _may_retry(
-        self, flight: Flight, outcome: Outcome, *, has_pushback: bool
+        self, flight: Flight, outcome: Outcome, *, hedged: bool = False
     ) -> bool:
         method = flight.method
         return (
             not outcome.committed
             and not flight.is_delivery
-            and self._killed is None
-            and flight.attempts < method.rule.max_attempts
-            and classify.is_retryable(
-                outcome.code, outcome.origin, method.repeat, has_pushback=has_pushback
-            )
+            and (hedged or self._killed is None)
+            and (hedged or flight.attempts < method.rule.max_attempts)
+            and classify.is_retryable(outcome.code, outcome.origin, method.codes)
         )
 
 
@@ -370,6 +455,11 @@ def _flight(permit: Permit) -> Flight:
     if not isinstance(permit, Flight):
         raise Bug("FOREIGN_PERMIT", "this permit was made by another guard")
     return permit
+
+
+def _flying(flight: Flight) -> list[Try]:
+    found: list[Try] = list((flight.hedges or {}).values())
+    return [flight, *found] if flight.is_live else found
 
 
 def _is_shut(flight: Flight, when: float) -> bool:

@@ -19,7 +19,15 @@ CREATE TABLE IF NOT EXISTS circuits (
     state TEXT NOT NULL,
     reason TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS circuit_ages (
+    circuit_id TEXT PRIMARY KEY,
+    stored_wall_s REAL NOT NULL,
+    age_s REAL NOT NULL,
+    openings INTEGER NOT NULL
+) STRICT;
 """
+"""Two tables, because the first one is older: a version that knows only that one
+can still read it."""
 
 
 class CircuitPort(Protocol):
@@ -29,7 +37,7 @@ class CircuitPort(Protocol):
         """Take circuits back."""
         ...
 
-    def saved_state(self) -> tuple[CircuitRecord, ...]:
+    def saved_state(self, now: float) -> tuple[CircuitRecord, ...]:
         """Return those that are not closed."""
         ...
 
@@ -40,27 +48,50 @@ class CircuitRecords:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def load(self) -> tuple[CircuitRecord, ...]:
-        """Return what was not closed when the sidecar before ended."""
-        rows = await self._database.read(
-            lambda connection: connection.execute(
-                "SELECT circuit_id, state, reason FROM circuits"
-            ).fetchall()
-        )
-        return tuple(
-            CircuitRecord(circuit_id=circuit_id, state=state, reason=reason)
-            for circuit_id, state, reason in rows
-        )
+    async def load(self, wall_s: float) -> tuple[CircuitRecord, ...]:
+        """Return what was not closed when the sidecar before ended.
 
-    async def store(self, records: Sequence[CircuitRecord]) -> None:
-        """Replace what is kept."""
-        rows = [(one.circuit_id, one.state, one.reason) for one in records]
+        Args:
+            wall_s: now; a circuit ages while no sidecar runs.
+        """
+        rows = await self._database.read(
+            lambda connection: connection.execute(_LOAD).fetchall()
+        )
+        return tuple(_record(row, wall_s) for row in rows)
+
+    async def store(self, records: Sequence[CircuitRecord], wall_s: float) -> None:
+        """Replace what is kept, as of `wall_s`."""
+        states = [(one.circuit_id, one.state, one.reason) for one in records]
+        ages = [(one.circuit_id, wall_s, one.age_s, one.openings) for one in records]
 
         def replace(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM circuits")
-            connection.executemany("INSERT INTO circuits VALUES (?, ?, ?)", rows)
+            connection.executemany("INSERT INTO circuits VALUES (?, ?, ?)", states)
+            connection.execute("DELETE FROM circuit_ages")
+            connection.executemany("INSERT INTO circuit_ages VALUES (?, ?, ?, ?)", ages)
 
         await self._database.write(replace)
+
+
+_LOAD: Final = """
+SELECT circuit_id, state, reason, stored_wall_s, age_s, openings
+FROM circuits LEFT JOIN circuit_ages USING (circuit_id)
+"""
+
+_Row = tuple[str, str, str, float | None, float | None, int | None]
+
+
+def _record(row: _Row, wall_s: float) -> CircuitRecord:
+    circuit_id, state, reason, stored_wall_s, age_s, openings = row
+    # A clock that was set back makes nothing younger than it was.
+    down_s = max(0.0, wall_s - stored_wall_s) if stored_wall_s is not None else 0.0
+    return CircuitRecord(
+        circuit_id=circuit_id,
+        state=state,
+        reason=reason,
+        age_s=(age_s or 0.0) + down_s,
+        openings=openings or 0,
+    )
 
 
 class CircuitKeeper:
@@ -80,7 +111,7 @@ class CircuitKeeper:
 
     async def recover(self) -> None:
         """Bring back what was not closed."""
-        kept = await self._records.load()
+        kept = await self._records.load(self._clock.wall())
         self._guard.restored_state(kept, self._clock.monotonic())
 
     async def store(self) -> None:
@@ -89,7 +120,8 @@ class CircuitKeeper:
         Raises:
             OutriggerError: as the database refuses.
         """
-        await self._records.store(self._guard.saved_state())
+        saved = self._guard.saved_state(self._clock.monotonic())
+        await self._records.store(saved, self._clock.wall())
 
     async def run(self) -> None:
         """Store after every move, for ever.

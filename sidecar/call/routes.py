@@ -11,6 +11,7 @@ from outrigger.core import names
 from outrigger.core.errors import Invalid, NotFound
 from outrigger.core.ids import check_method, check_upstream_name
 from sidecar.call.descriptor import Metadata
+from sidecar.policy.classify import Code
 
 DEFAULT_UPSTREAM: Final = "default"
 ANY_METHOD: Final = "*"
@@ -18,6 +19,8 @@ MAX_ATTEMPTS: Final = 5
 """gRFC A6 lets no client make more than five attempts of one call."""
 
 _LETTERS: Final = ("off", "on", "always")
+_TIMES: Final = ("timeout_s", "backoff_s", "backoff_max_s", "hedge_s", "slow_s")
+_STATUSES: Final = frozenset(code.name for code in Code if code is not Code.OK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,20 @@ class MethodRule:
     """Time limit of one attempt; None means the caller's deadline only."""
     max_attempts: int = 3
     """1 to 5, the first one included."""
+    retry_on: tuple[str, ...] | None = None
+    """Statuses after which it is sent again; None means what `idempotent` says."""
+    backoff_s: float | None = None
+    """Upper bound of the first wait before a retry; None means the upstream's."""
+    backoff_max_s: float | None = None
+    """Upper bound of every wait of our own choice; None means the upstream's."""
+    hedge_s: float | None = None
+    """Without an answer after so long it is sent once more beside, and whichever
+    answers first wins; None means never. For idempotent methods only."""
+    slow_s: float | None = None
+    """Without an answer after so long it is slow; infinite: it never is. None means
+    the upstream's, and more where it is known to take long."""
+    shadow: bool = False
+    """Its circuit only tells what it would refuse."""
 
     def __post_init__(self) -> None:
         """Check the rule by itself.
@@ -233,11 +250,36 @@ def _mistakes(rule: MethodRule) -> Iterable[str]:
             yield "match must be /package.Service/Method, /package.Service/* or *"
     if rule.letter not in _LETTERS:
         yield f"letter must be one of {', '.join(_LETTERS)}"
-    if rule.timeout_s is not None and not rule.timeout_s > 0:
-        yield "timeout_s must be more than 0 seconds"
+    for name in _TIMES:
+        value = getattr(rule, name)
+        if value is not None and not value > 0:
+            yield f"{name} must be more than 0 seconds"
     if not 1 <= rule.max_attempts <= MAX_ATTEMPTS:
         yield f"max_attempts must be 1 to {MAX_ATTEMPTS}"
+    yield from _unsafe_mistakes(rule)
+    yield from _retry_mistakes(rule)
+
+
+def _unsafe_mistakes(rule: MethodRule) -> Iterable[str]:
     if rule.unsafe and rule.idempotent:
         yield "a method is unsafe or idempotent, not both"
     if rule.unsafe and rule.letter != "off":
         yield "a letter is sent again, which unsafe forbids: choose one"
+    if rule.unsafe and rule.retry_on:
+        yield "retry_on sends it again, which unsafe forbids: choose one"
+
+
+def _retry_mistakes(rule: MethodRule) -> Iterable[str]:
+    unknown = sorted(set(rule.retry_on or ()) - _STATUSES)
+    if unknown:
+        yield f"retry_on names no gRPC status: {', '.join(unknown)}"
+    if None not in (rule.backoff_s, rule.backoff_max_s) and (
+        float(rule.backoff_max_s or 0) < float(rule.backoff_s or 0)
+    ):
+        yield "backoff_max_s must be no less than backoff_s"
+    if rule.hedge_s is None:
+        return
+    if not rule.idempotent:
+        yield "hedge_s sends it twice: say idempotent = true, if that does no harm"
+    if rule.max_attempts < 2:  # noqa: PLR2004 - the first and one beside it
+        yield "hedge_s needs max_attempts of 2 or more"

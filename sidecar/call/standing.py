@@ -1,25 +1,45 @@
 """What a guard knows of each upstream and of each of its methods."""
 
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from sidecar.call.limits import ConcurrencyLimit
 from sidecar.call.routes import MethodRule, Route, Routes
 from sidecar.policy.budget import BudgetSettings, RetryBudget
 from sidecar.policy.circuit import Circuit, CircuitSettings
-from sidecar.policy.classify import Repeat
+from sidecar.policy.classify import Code, Repeat, retryable_codes
 from sidecar.policy.median import Median
 from sidecar.policy.retry import RetrySettings
 
+if TYPE_CHECKING:
+    from sidecar.call.flight import Flight, Try  # which know their method's standing
+
+_SLOW_FACTOR: Final = 3.0
+"""A call that takes so many times what the method usually does is slow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuardSettings:
-    """What a guard is told besides the routes."""
+class UpstreamPolicy:
+    """What holds for the calls to one upstream."""
 
     concurrency: int = 1024
-    """Most calls in flight per upstream."""
+    """Most calls in flight."""
     circuit: CircuitSettings = field(default_factory=CircuitSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardSettings(UpstreamPolicy):
+    """What a guard is told besides the routes.
+
+    It is itself the policy of every upstream that has none of its own.
+    """
+
+    upstreams: Mapping[str, UpstreamPolicy] = field(default_factory=dict)
+    """Policies by upstream."""
     methods_max: int = 1000
     """Methods known one by one; those beyond share a circuit, `UPSTREAM/*`. The
     agent makes up the names, so without a bound it could fill the memory."""
@@ -30,38 +50,78 @@ class GuardSettings:
     margin_min_s: float = 0.05
     margin_max_s: float = 0.5
 
+    def of(self, upstream: str) -> UpstreamPolicy:
+        """Return the policy of an upstream."""
+        return self.upstreams.get(upstream, self)
+
 
 class UpstreamStanding:
     """How an upstream stands."""
 
-    __slots__ = ("budget", "circuit", "limit", "name")
+    __slots__ = ("budget", "circuit", "limit", "name", "policy")
 
-    def __init__(self, name: str, settings: GuardSettings, now: float) -> None:
+    def __init__(self, name: str, policy: UpstreamPolicy, now: float) -> None:
         self.name = name
-        self.circuit = Circuit(name, settings.circuit, now=now)
-        self.limit = ConcurrencyLimit(name, settings.concurrency)
-        self.budget = RetryBudget(settings.budget, now=now)
+        self.policy = policy
+        # One slow method must not shut out the others: what is slow counts against
+        # the upstream only while nothing at all gets an answer from it.
+        settings = dataclasses.replace(policy.circuit, slow_ratio=1.0)
+        self.circuit = Circuit(name, settings, now=now)
+        self.limit = ConcurrencyLimit(name, policy.concurrency)
+        self.budget = RetryBudget(policy.budget, now=now)
+
+
+class Pulse:
+    """What the calls of a method leave behind: its circuit, and how long they take."""
+
+    __slots__ = ("circuit", "flying", "median")
+
+    def __init__(self, circuit: Circuit) -> None:
+        self.circuit = circuit
+        self.median = Median()
+        self.flying: dict[Try, Flight] = {}
+        """Attempts without an answer that are not known to be slow, with their
+        calls, oldest first."""
 
 
 class MethodStanding:
     """How a method of an upstream stands."""
 
-    __slots__ = ("circuit", "is_stamped", "median", "repeat", "rule", "upstream")
+    __slots__ = (
+        "circuit",
+        "codes",
+        "flying",
+        "is_stamped",
+        "median",
+        "repeat",
+        "retry",
+        "rule",
+        "slow_floor_s",
+        "upstream",
+    )
 
     def __init__(
-        self,
-        upstream: UpstreamStanding,
-        rule: MethodRule,
-        circuit: Circuit,
-        median: Median,
+        self, upstream: UpstreamStanding, rule: MethodRule, pulse: Pulse
     ) -> None:
         self.upstream = upstream
         self.rule = rule
-        self.circuit = circuit
-        self.median = median
+        self.circuit = pulse.circuit
+        self.median = pulse.median
+        self.flying = pulse.flying
         self.repeat = _repeat_of(rule)
+        self.codes = _codes_of(rule, self.repeat)
+        """Statuses after which it is sent again."""
+        self.retry = _retry_of(rule, upstream.policy.retry)
         self.is_stamped = rule.idempotent or rule.letter != "off"
         """Its calls carry an idempotency key from the first attempt on."""
+        self.slow_floor_s = rule.slow_s or upstream.policy.circuit.slow_s
+        """No call that took less is slow."""
+
+    def slow_after_s(self) -> float:
+        """Return after how long a call is slow."""
+        if self.rule.slow_s is not None:
+            return self.rule.slow_s
+        return max(self.slow_floor_s, _SLOW_FACTOR * self.median.usual_s())
 
 
 class Standings:
@@ -71,12 +131,13 @@ class Standings:
         self._routes = routes
         self._settings = settings
         self._upstreams = {
-            name: UpstreamStanding(name, settings, now) for name in routes.upstreams
+            name: UpstreamStanding(name, settings.of(name), now)
+            for name in routes.upstreams
         }
         self._methods: dict[str, MethodStanding] = {}
         self._unnamed: dict[str, MethodStanding] = {}
         self._named: dict[tuple[str, str], MethodStanding] = {}
-        self._shared: dict[str, tuple[Circuit, Median]] = {}
+        self._shared: dict[str, MethodStanding] = {}
 
     def find(self, method: str, named: str | None, now: float) -> MethodStanding:
         """Return the method's standing.
@@ -99,7 +160,7 @@ class Standings:
         if circuit_id in self._methods:
             return self._methods[circuit_id].circuit
         shared = self._shared.get(circuit_id.removesuffix("/*"))
-        return shared[0] if shared and circuit_id.endswith("/*") else None
+        return shared.circuit if shared and circuit_id.endswith("/*") else None
 
     def made_circuit(self, circuit_id: str, now: float) -> Circuit | None:
         """Return a circuit, made if its upstream is there; None if that is not."""
@@ -108,7 +169,7 @@ class Standings:
         if found is not None or upstream not in self._upstreams:
             return found
         if method == "*":
-            return self._overflow(self._upstreams[upstream], now)[0]
+            return self._overflow(self._upstreams[upstream], now).circuit
         return self._made(
             f"/{method}", self._routes.route(f"/{method}", upstream), now
         ).circuit
@@ -116,9 +177,13 @@ class Standings:
     def circuits(self) -> list[Circuit]:
         """Return all circuits, by id."""
         found = [standing.circuit for standing in self._upstreams.values()]
-        found += [standing.circuit for standing in self._methods.values()]
-        found += [circuit for circuit, _ in self._shared.values()]
+        found += [standing.circuit for standing in self.methods()]
         return sorted(found, key=lambda circuit: circuit.circuit_id)
+
+    def methods(self) -> Iterator[MethodStanding]:
+        """Return the methods seen so far; those beyond the bound are one each."""
+        yield from self._methods.values()
+        yield from self._shared.values()
 
     def _found_slowly(
         self, method: str, named: str | None, now: float
@@ -138,23 +203,49 @@ class Standings:
             return known
         upstream = self._upstreams[route.upstream]
         if len(self._methods) >= self._settings.methods_max:
-            return MethodStanding(upstream, route.rule, *self._overflow(upstream, now))
-        circuit = Circuit(circuit_id, self._settings.circuit, now=now)
-        made = MethodStanding(upstream, route.rule, circuit, Median())
+            shared = self._overflow(upstream, now)
+            pulse = Pulse(shared.circuit)
+            pulse.median, pulse.flying = shared.median, shared.flying
+            return MethodStanding(upstream, route.rule, pulse)
+        made = MethodStanding(
+            upstream, route.rule, _pulse(circuit_id, upstream, route.rule, now)
+        )
         self._methods[circuit_id] = made
         return made
 
-    def _overflow(
-        self, upstream: UpstreamStanding, now: float
-    ) -> tuple[Circuit, Median]:
+    def _overflow(self, upstream: UpstreamStanding, now: float) -> MethodStanding:
         """Return what the methods beyond the bound share."""
         if upstream.name not in self._shared:
-            circuit = Circuit(f"{upstream.name}/*", self._settings.circuit, now=now)
-            self._shared[upstream.name] = circuit, Median()
+            rule = MethodRule(match="*")
+            pulse = _pulse(f"{upstream.name}/*", upstream, rule, now)
+            self._shared[upstream.name] = MethodStanding(upstream, rule, pulse)
         return self._shared[upstream.name]
+
+
+def _pulse(
+    circuit_id: str, upstream: UpstreamStanding, rule: MethodRule, now: float
+) -> Pulse:
+    settings = upstream.policy.circuit
+    if rule.shadow:
+        settings = dataclasses.replace(settings, shadow=True)
+    return Pulse(Circuit(circuit_id, settings, now=now))
 
 
 def _repeat_of(rule: MethodRule) -> Repeat:
     if rule.unsafe:
         return Repeat.UNSAFE
     return Repeat.IDEMPOTENT if rule.idempotent else Repeat.DEFAULT
+
+
+def _codes_of(rule: MethodRule, repeat: Repeat) -> frozenset[int]:
+    if rule.retry_on is None or repeat is Repeat.UNSAFE:
+        return retryable_codes(repeat)
+    return frozenset(int(Code[name]) for name in rule.retry_on)
+
+
+def _retry_of(rule: MethodRule, usual: RetrySettings) -> RetrySettings:
+    if rule.backoff_s is None and rule.backoff_max_s is None:
+        return usual
+    base_s = rule.backoff_s or min(usual.base_s, rule.backoff_max_s or usual.base_s)
+    cap_s = rule.backoff_max_s or max(usual.cap_s, base_s)
+    return dataclasses.replace(usual, base_s=base_s, cap_s=cap_s)

@@ -1,14 +1,21 @@
 """How many retries an upstream may be sent.
 
+Tokens are counted in tenths, so that a retry after RESOURCE_EXHAUSTED can cost half a
+token: a callee that refuses does so cheaply, and such retries wait far longer anyway.
+
 Tokens are charged when a retry is *scheduled*. A budget that counts only retries in
 flight lets a thousand simultaneous failures all pass, because all of them are still
 waiting out their backoff (envoy#30205).
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from outrigger.core.errors import Invalid
 from sidecar.policy.window import Window
+
+_TENTHS: Final = 10
+_THROTTLED: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +63,22 @@ class RetryBudget:
 
     def charge(self, now: float) -> None:
         """Charge a retry that the caller made by itself; it may leave a debt."""
-        self._window.add(now, 0, 1)
+        self._window.add(now, 0, _TENTHS)
 
-    def spend(self, now: float) -> bool:
+    def spend(self, now: float, *, throttled: bool = False) -> bool:
         """Charge one retry if it fits; call it when the retry is scheduled."""
-        if self.left(now) < 1:
+        cost = _THROTTLED if throttled else _TENTHS
+        if self._left(now) < cost:
             return False
-        self._window.add(now, 0, 1)
+        self._window.add(now, 0, cost)
         return True
 
     def left(self, now: float) -> float:
         """Return how many retries fit; negative means a debt."""
+        return self._left(now) / _TENTHS
+
+    def _left(self, now: float) -> float:
+        """Return the tenths of tokens left."""
         earned, spent = self._window.read(now)
-        return self._settings.minimum + self._settings.ratio * earned - spent
+        settings = self._settings
+        return (settings.minimum + settings.ratio * earned) * _TENTHS - spent

@@ -23,13 +23,20 @@ Who may want the same thing at once, and who wins:
   or a callee slower than the lease could never be found healthy.
 - A probe that failed and those still out when it did: they keep their places in the
   next probation, or there would be more on their way than the cap says.
+- A probe that hangs: its caller may wait for a minute. Whoever carries it cuts it
+  at `probe_limit_s`, a little before its lease ends, and hands it in as failed; so
+  there are never more on their way than the cap says. Each cut doubles the leases
+  of the next probation, or a callee slower than the lease would stay shut out.
+- A call that is slow and has not ended: it is counted when it is found to be slow,
+  once, and its end then adds a failure or none, but no second call.
 - An operator and the numbers: the operator. `isolated` ends by order, never by time.
 """
 
 import enum
 import math
+from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from outrigger.core.errors import Invalid
 from outrigger.core.events import CircuitMoved
@@ -37,6 +44,10 @@ from sidecar.policy.classify import Verdict
 from sidecar.policy.window import Window
 
 _MAX_DOUBLINGS: Final = 30
+_MAX_STRETCH: Final = 3
+"""Doublings of a lease: a callee that takes 80 s to answer a probe is found healthy."""
+_CUT_RATIO: Final = 0.9
+_KEPT: Final = 8
 
 
 class CircuitState(enum.Enum):
@@ -52,6 +63,7 @@ _CLOSED: Final = CircuitState.CLOSED
 _OPEN: Final = CircuitState.OPEN
 _HALF_OPEN: Final = CircuitState.HALF_OPEN
 _ISOLATED: Final = CircuitState.ISOLATED
+_SAYS_NOTHING: Final = frozenset({Verdict.IGNORED, Verdict.ANSWERED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +78,13 @@ class CircuitSettings:
     """Calls in the window below which the share says nothing."""
     window_s: float = 10.0
     buckets: int = 10
+    slow_s: float = 2.0
+    """A call that has no answer after this is slow, be it still on its way or not; a
+    method that is known to take long gets more. Infinite means that none is."""
+    slow_ratio: float = 0.8
+    """Share of slow calls in the window that opens it."""
+    slow_min_calls: int = 5
+    """Calls in the window below which that share says nothing."""
     open_s: float = 1.0
     """First rest; doubles each time in a row until `open_max_s`."""
     open_max_s: float = 15.0
@@ -79,6 +98,8 @@ class CircuitSettings:
     """After this a probe's place is given to another."""
     probe_retry_s: float = 0.1
     """When to come back to a half-open circuit that has no place."""
+    shadow: bool = False
+    """Count and tell, but refuse nothing except by an operator's isolation."""
 
     def __post_init__(self) -> None:
         """Check the bounds.
@@ -89,23 +110,67 @@ class CircuitSettings:
         counts = (
             self.consecutive_failures,
             self.min_calls,
+            self.slow_min_calls,
+            self.buckets,
             self.probes_at_once,
             self.probes_to_close,
         )
-        times = (self.open_s, self.lease_s, self.probe_retry_s)
+        times = (
+            self.window_s,
+            self.slow_s,
+            self.open_s,
+            self.lease_s,
+            self.probe_retry_s,
+        )
         if (
             min(counts) < 1
             or not min(times) > 0
             or self.open_max_s < self.open_s
             or not 0 < self.failure_ratio <= 1
+            or not 0 < self.slow_ratio <= 1
             or not 0 <= self.jitter_ratio < 1
         ):
             raise Invalid(
                 "BAD_CIRCUIT",
                 f"the circuit settings {self} are not possible: counts must be 1 or"
                 " more, times more than 0, open_max_s no less than open_s,"
-                " failure_ratio in (0, 1], jitter_ratio in [0, 1)",
+                " failure_ratio and slow_ratio in (0, 1], jitter_ratio in [0, 1)",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedCall:
+    """A call that spoke against a callee, for whoever asks why."""
+
+    call_id: str
+    when: float
+    """Monotonic seconds."""
+    method: str
+    code: int
+    """gRPC status number; -1 for a call that is slow and has not ended."""
+    origin: str
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A move and when it was made."""
+
+    when: float
+    before: str
+    after: str
+    reason: str
+
+
+class Baseline(Protocol):
+    """How many failures are usual; learned elsewhere."""
+
+    def failure_threshold(self, calls: int) -> int | None:
+        """Return how many failures among so many calls are too many.
+
+        None means not known yet.
+        """
+        ...
 
 
 class Circuit:
@@ -119,19 +184,26 @@ class Circuit:
         "_consecutive",
         "_first_ticket",
         "_leases",
+        "_newest_draw",
         "_newest_ticket",
         "_openings",
         "_rest_ends",
         "_settings",
+        "_slow",
+        "_stretch",
         "_successes",
         "_window",
+        "baseline",
         "circuit_id",
+        "failed_calls",
+        "history",
         "moves",
         "open_count",
         "reason",
         "refused_count",
         "since",
         "state",
+        "troubled_since",
     )
 
     def __init__(
@@ -141,7 +213,11 @@ class Circuit:
         self._window = Window(
             now=now, window_s=settings.window_s, buckets=settings.buckets
         )
-        self._consecutive = self._successes = self._openings = 0
+        self._slow = Window(
+            now=now, window_s=settings.window_s, buckets=settings.buckets
+        )
+        self._consecutive = self._successes = self._openings = self._stretch = 0
+        self._newest_draw = 0.0
         self._first_ticket = self._newest_ticket = 1
         self._leases: dict[int, float] = {}
         self._rest_ends = now
@@ -152,6 +228,14 @@ class Circuit:
         self.moves: list[CircuitMoved] = []
         self.open_count = 0
         self.refused_count = 0
+        self.troubled_since: float | None = None
+        """When it was closed last; None while it is."""
+        self.failed_calls: deque[FailedCall] = deque(maxlen=_KEPT)
+        """The newest calls that spoke against the callee, oldest first."""
+        self.history: deque[Step] = deque(maxlen=_KEPT)
+        """The newest moves, oldest first; `moves` are those not taken yet."""
+        self.baseline: Baseline | None = None
+        """Replaces the fixed ratio where it knows better."""
 
     def __repr__(self) -> str:
         return f"<Circuit {self.circuit_id} {self.state.value}>"
@@ -166,10 +250,31 @@ class Circuit:
         """Probes out whose places are taken."""
         return len(self._leases)
 
+    @property
+    def openings(self) -> int:
+        """Openings in a row, without a recovery between them."""
+        return self._openings
+
+    @property
+    def is_shadow(self) -> bool:
+        """Say whether it only tells what it would refuse."""
+        return self._settings.shadow
+
+    @property
+    def probe_limit_s(self) -> float:
+        """How long a probe may be without an answer before it is cut."""
+        return self._lease_s * _CUT_RATIO
+
+    @property
+    def _lease_s(self) -> float:
+        return self._settings.lease_s * float(1 << self._stretch)
+
     def admit(self, now: float) -> int | None:
         """Return a ticket; None means refused, and `remaining_s` says for how long.
 
-        Hand the ticket to exactly one of `passed`, `failed` and `released`.
+        Hand the ticket to exactly one of `passed`, `failed` and `released`. A shadow
+        gives ticket 0 instead of refusing: nothing is learnt from such a call,
+        because it would not have been made.
         """
         if self.state is _CLOSED:
             return self._first_ticket
@@ -179,18 +284,20 @@ class Circuit:
             and len(self._leases) < self._settings.probes_at_once
         ):
             self._newest_ticket += 1
-            self._leases[self._newest_ticket] = now + self._settings.lease_s
+            self._leases[self._newest_ticket] = now + self._lease_s
             return self._newest_ticket
         self.refused_count += 1
-        return None
+        return 0 if self._settings.shadow and self.state is not _ISOLATED else None
 
-    def passed(self, ticket: int, now: float) -> None:
-        """Take a success."""
+    def passed(self, ticket: int, now: float, calls: int = 1) -> None:
+        """Take a success; `calls` is 0 if the call was counted as slow before."""
         if ticket < self._first_ticket:
+            # It may be a probe of the probation before, which keeps a place.
+            self._leases.pop(ticket, None)
             return
         if self.state is _CLOSED:
             self._consecutive = 0
-            self._window.add(now, 1, 0)
+            self._window.add(now, calls, 0)
             return
         self._leases.pop(ticket, None)
         self._successes += 1
@@ -198,7 +305,9 @@ class Circuit:
             self._openings = 0
             self._enter(_CLOSED, f"{self._successes} probes succeeded", now)
 
-    def failed(self, ticket: int, verdict: Verdict, now: float, draw: float) -> None:
+    def failed(
+        self, ticket: int, verdict: Verdict, now: float, draw: float, calls: int = 1
+    ) -> None:
         """Take any outcome but a success; what does not count gives its place back.
 
         Args:
@@ -206,17 +315,20 @@ class Circuit:
             verdict: what the outcome says.
             now: monotonic seconds.
             draw: a number in [0, 1), for the rest if this opens the circuit.
+            calls: 0 if the call was counted as slow before.
         """
-        if verdict is Verdict.SUCCESS:
-            self.passed(ticket, now)
+        self._newest_draw = draw
+        is_answer = verdict is Verdict.ANSWERED and self.state is _HALF_OPEN
+        if verdict is Verdict.SUCCESS or is_answer:
+            self.passed(ticket, now, calls)
             return
-        self.released(ticket)
-        if ticket < self._first_ticket or verdict is Verdict.IGNORED:
+        lease_ends = self._leases.pop(ticket, None)
+        if ticket < self._first_ticket or verdict in _SAYS_NOTHING:
             return
         if self.state is _HALF_OPEN:
-            self._open("a probe failed", now, draw)
+            self._failed_probe(lease_ends, now, draw)
             return
-        self._window.add(now, 1, 1)
+        self._window.add(now, calls, 1)
         if verdict is Verdict.HARD:
             self._consecutive += 1
         why = self._tripped()
@@ -226,6 +338,33 @@ class Circuit:
     def released(self, ticket: int) -> None:
         """Take a ticket back of which nothing was learnt."""
         self._leases.pop(ticket, None)
+
+    def slow(self, ticket: int, now: float, draw: float) -> bool:
+        """Count a call as slow; return whether it did, and so counted the call.
+
+        Hand the ticket in later as always, then with `calls` of 0. A probe is not
+        counted: it has its lease.
+        """
+        if ticket < self._first_ticket or self.state is not _CLOSED:
+            return False
+        self._newest_draw = draw
+        self._window.add(now, 1, 0)
+        self._slow.add(now, 0, 1)
+        why = self._tripped_slowly(now)
+        if why:
+            self._open(why, now, draw)
+        return True
+
+    def answered(self, ticket: int, now: float) -> bool:
+        """Take note that a stream has begun to answer.
+
+        Return whether that was all its ticket was good for: a probe has succeeded
+        with it, for a stream may go on for hours and its end says little.
+        """
+        if self.state is not _HALF_OPEN or ticket < self._first_ticket:
+            return False
+        self.passed(ticket, now)
+        return True
 
     def tick(self, now: float) -> None:
         """Let time pass: a rest ends, leases expire."""
@@ -245,6 +384,8 @@ class Circuit:
             return 0.0
         if self.state is _ISOLATED:
             return math.inf
+        if self._settings.shadow:
+            return 0.0
         if self.state is _OPEN and now < self._rest_ends:
             return self._rest_ends - now
         taken = sum(now < ends for ends in self._leases.values())
@@ -254,6 +395,10 @@ class Circuit:
     def counted(self, now: float) -> tuple[int, int]:
         """Return calls and failures in the window."""
         return self._window.read(now)
+
+    def slow_calls(self, now: float) -> int:
+        """Return the slow calls in the window."""
+        return self._slow.read(now)[1]
 
     def bring_forward(self, now: float) -> None:
         """Probe at once instead of after the rest: the channel turned READY."""
@@ -270,16 +415,34 @@ class Circuit:
         if self.state is _ISOLATED:
             self._enter(_HALF_OPEN, "restored by an operator", now)
 
-    def resume(self, state: CircuitState, reason: str, now: float) -> None:
+    def resume(
+        self,
+        state: CircuitState,
+        reason: str,
+        now: float,
+        *,
+        age_s: float = 0.0,
+        openings: int = 0,
+    ) -> None:
         """Begin where an earlier process stopped.
 
         Whether the callee has recovered meanwhile is not known, so what was open
         begins half open. An isolation is an order and stays one.
+
+        Args:
+            state: where it stood.
+            reason: why.
+            now: monotonic seconds.
+            age_s: for how long it had not been closed.
+            openings: in a row; the next rest is as long as it would have been.
         """
         if state is _ISOLATED:
             self.isolate(reason, now)
         elif state is not _CLOSED and self.state is _CLOSED:
+            self._openings = openings
             self._enter(_HALF_OPEN, f"was {state.value} before a restart", now)
+        if self.troubled_since is not None:
+            self.troubled_since = now - age_s
 
     def take_moves(self) -> tuple[CircuitMoved, ...]:
         """Hand over what happened since the last call, oldest first."""
@@ -292,9 +455,36 @@ class Circuit:
         if self._consecutive >= settings.consecutive_failures:
             return f"{self._consecutive} failures in a row"
         calls, failures = self._window.total, self._window.marked
-        if calls >= settings.min_calls and failures >= settings.failure_ratio * calls:
-            return f"{failures} of {calls} calls failed within {settings.window_s:g} s"
-        return ""
+        baseline = self.baseline
+        learned = None if baseline is None else baseline.failure_threshold(calls)
+        if learned is not None:
+            is_too_many, usual = failures >= learned, ", more than is usual"
+        else:
+            is_too_many = (
+                calls >= settings.min_calls
+                and failures >= settings.failure_ratio * calls
+            )
+            usual = ""
+        if not is_too_many:
+            return ""
+        within = f"within {settings.window_s:g} s"
+        return f"{failures} of {calls} calls failed {within}{usual}"
+
+    def _tripped_slowly(self, now: float) -> str:
+        """Return why slow calls must open the circuit now; empty if they need not."""
+        settings, slow = self._settings, self.slow_calls(now)
+        calls = self._window.read(now)[0]
+        if calls < settings.slow_min_calls or slow < settings.slow_ratio * calls:
+            return ""
+        return f"{slow} of {calls} calls were slow within {settings.window_s:g} s"
+
+    def _failed_probe(self, lease_ends: float | None, now: float, draw: float) -> None:
+        hung = lease_ends is None or now >= lease_ends - self._lease_s * (
+            1 - _CUT_RATIO
+        )
+        if hung:
+            self._stretch = min(self._stretch + 1, _MAX_STRETCH)
+        self._open("a probe got no answer" if hung else "a probe failed", now, draw)
 
     def _open(self, reason: str, now: float, draw: float) -> None:
         settings = self._settings
@@ -314,6 +504,12 @@ class Circuit:
                 reason=reason,
             )
         )
+        before = self.state
+        self.history.append(
+            Step(when=now, before=before.value, after=after.value, reason=reason)
+        )
+        if before is _CLOSED:
+            self.troubled_since = now
         self.state = after
         self.reason = reason
         self.since = now
@@ -322,5 +518,7 @@ class Circuit:
         self._successes = 0
         if after is _CLOSED:
             # Not before: what opened it is still worth showing while it is open.
-            self._consecutive = 0
+            self._consecutive = self._stretch = 0
             self._window.clear()
+            self._slow.clear()
+            self.troubled_since = None

@@ -6,9 +6,16 @@
 | INTERNAL, UNKNOWN | hard | if idempotent | yes |
 | DEADLINE_EXCEEDED | hard, unless the caller was hasty | if idempotent | yes |
 | DATA_LOSS | hard | no | no |
-| RESOURCE_EXHAUSTED | soft | if idempotent and the callee says when | yes |
-| ABORTED | does not count | if idempotent | no |
+| RESOURCE_EXHAUSTED | soft | if idempotent, slowly | yes |
+| ABORTED | answers a probe | if idempotent | no |
+| INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS | answers a probe | no | no |
+| FAILED_PRECONDITION, OUT_OF_RANGE | answers a probe | no | no |
 | all others | do not count | no | no |
+
+What *answers a probe* is definite: it does not count while the circuit is closed, but
+a callee that gives such an answer to a probe is there again. UNIMPLEMENTED and the
+statuses about identity are not among them: something in front of a dead callee
+gives these too.
 
 A failure of the transport counts at the upstream's circuit instead, and any answer
 of the callee there as a success: a callee that answers is reachable. What the relay
@@ -51,6 +58,8 @@ class Verdict(enum.Enum):
     """Counts in a row and in the ratio, and fails a probe."""
     SOFT = "soft"
     """Counts in the ratio and fails a probe: alive, but with too much to do."""
+    ANSWERED = "answered"
+    """A definite answer: a probe that gets one succeeds; else it says nothing."""
     IGNORED = "ignored"
     """Says nothing."""
 
@@ -68,13 +77,23 @@ _HARD: Final = frozenset(
     | {Code.DATA_LOSS}
 )
 _IDEMPOTENT: Final = frozenset(
-    {Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.INTERNAL}
-    | {Code.UNAVAILABLE}
+    {Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.ABORTED}
+    | {Code.INTERNAL, Code.UNAVAILABLE}
 )
+_BY_DEFAULT: Final = frozenset({Code.UNAVAILABLE})
 _OUTAGE: Final = frozenset(
     {Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.INTERNAL}
     | {Code.UNAVAILABLE}
 )
+_DEFINITE: Final = frozenset(
+    {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS}
+    | {Code.FAILED_PRECONDITION, Code.ABORTED, Code.OUT_OF_RANGE}
+)
+_OF_ANSWER: Final[dict[int, Verdict]] = {
+    **dict.fromkeys(_HARD, Verdict.HARD),
+    **dict.fromkeys(_DEFINITE, Verdict.ANSWERED),
+    Code.RESOURCE_EXHAUSTED: Verdict.SOFT,
+}
 _REFUSED_LAYERS: Final = frozenset({"circuit", "limit", "deadline"})
 
 
@@ -107,26 +126,32 @@ def of_method(
         # answer came. Left out, a black hole would never open a circuit.
         hasty = median_s is not None and patience_s < median_s
         return Verdict.IGNORED if hasty else Verdict.HARD
-    if origin is Origin.LOCAL:
-        return Verdict.IGNORED
-    if code in _HARD:
-        return Verdict.HARD
-    return Verdict.SOFT if code == Code.RESOURCE_EXHAUSTED else Verdict.IGNORED
+    return (
+        Verdict.IGNORED
+        if origin is Origin.LOCAL
+        else _OF_ANSWER.get(code, Verdict.IGNORED)
+    )
 
 
-def is_retryable(
-    code: int, origin: Origin, repeat: Repeat, *, has_pushback: bool
-) -> bool:
-    """Return whether such a failure may be sent again.
+def retryable_codes(repeat: Repeat) -> frozenset[int]:
+    """Return the statuses after which a method of a kind is sent again.
 
     An unsafe method never is: no status that comes through this wire proves that
     the callee did not see the call.
     """
-    if repeat is Repeat.UNSAFE or _is_own(code, origin):
-        return False
-    if repeat is Repeat.DEFAULT:
-        return code == Code.UNAVAILABLE
-    return code in _IDEMPOTENT or (code == Code.RESOURCE_EXHAUSTED and has_pushback)
+    if repeat is Repeat.UNSAFE:
+        return frozenset()
+    return _BY_DEFAULT if repeat is Repeat.DEFAULT else _IDEMPOTENT
+
+
+def is_retryable(code: int, origin: Origin, codes: frozenset[int]) -> bool:
+    """Return whether such a failure may be sent again."""
+    return code in codes and not _is_own(code, origin)
+
+
+def is_throttle(code: int) -> bool:
+    """Return whether the callee says that it has too much to do."""
+    return code == Code.RESOURCE_EXHAUSTED
 
 
 def is_outage(code: int, origin: Origin) -> bool:

@@ -28,6 +28,11 @@ class Median:
         taken[self._next] = duration_s
         self._next = (self._next + 1) % _KEPT
 
+    def usual_s(self) -> float:
+        """Return the median, the longest of a few, or 0 if none is known."""
+        taken = self._taken
+        return self.value_s() or (max(taken) if taken else 0.0)
+
     def value_s(self) -> float | None:
         """Return the median; None while fewer than 8 are known."""
         if len(self._taken) < _ENOUGH:

@@ -23,6 +23,11 @@ class RetrySettings:
     """Upper bound of the first wait."""
     cap_s: float = 1.0
     """Upper bound of every wait of our own choice."""
+    throttle_base_s: float = 1.0
+    """Upper bound of the first wait after RESOURCE_EXHAUSTED: coming back soon to a
+    callee with too much to do makes it worse."""
+    throttle_cap_s: float = 20.0
+    """Upper bound of every such wait."""
     pushback_max_s: float = 30.0
     """A callee that asks for more gets no retry; its status goes to the caller."""
 
@@ -32,11 +37,16 @@ class RetrySettings:
         Raises:
             Invalid: BAD_RETRY.
         """
-        if not 0 < self.base_s <= self.cap_s or self.pushback_max_s < 0:
+        if (
+            not 0 < self.base_s <= self.cap_s
+            or not 0 < self.throttle_base_s <= self.throttle_cap_s
+            or self.pushback_max_s < 0
+        ):
             raise Invalid(
                 "BAD_RETRY",
                 f"the retry settings {self} are not possible: expected 0 < base_s <="
-                " cap_s and pushback_max_s of 0 or more",
+                " cap_s, 0 < throttle_base_s <= throttle_cap_s and pushback_max_s of"
+                " 0 or more",
             )
 
 
@@ -54,6 +64,8 @@ class Failure:
     """From now until the caller needs its answer; may be infinite."""
     typical_s: float = 0.0
     """What the method usually takes."""
+    throttled: bool = False
+    """The callee said that it has too much to do."""
 
 
 def pushback_s(trailers: Metadata) -> float | None:
@@ -97,6 +109,10 @@ def _wanted_s(settings: RetrySettings, failure: Failure, draw: float) -> float |
         return asked if 0 <= asked <= settings.pushback_max_s else None
     if failure.hint_s > settings.pushback_max_s:
         return None
-    doubled = settings.base_s * 2.0 ** min(failure.step, _MAX_DOUBLINGS)
+    if failure.throttled:
+        base_s, cap_s = settings.throttle_base_s, settings.throttle_cap_s
+    else:
+        base_s, cap_s = settings.base_s, settings.cap_s
+    doubled = base_s * 2.0 ** min(failure.step, _MAX_DOUBLINGS)
     # On top of the hint, or all who got the same hint would come back together.
-    return max(failure.hint_s, 0.0) + draw * min(settings.cap_s, doubled)
+    return max(failure.hint_s, 0.0) + draw * min(cap_s, doubled)

@@ -9,6 +9,7 @@ caller may wait for them before it sends.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
@@ -16,7 +17,7 @@ import grpc.aio
 
 from outrigger.core import names
 from sidecar.call.descriptor import Go, Outcome, Trailers
-from sidecar.wire import local
+from sidecar.wire import faults, local
 from sidecar.wire.caller import Caller, CallerGone, settled
 from sidecar.wire.parts import Parts
 from sidecar.wire.replay import Cursor, CursorClosed
@@ -34,8 +35,22 @@ _OURS: Final = frozenset(
         names.LETTER_REFUSED_TRAILER,
         names.REFUSED_BY_TRAILER,
         names.ATTEMPTS_TRAILER,
+        names.FAULT_TRAILER,
     }
 )
+
+Claim = Callable[[int], bool]
+"""Told, before anything of an attempt's response is passed on, the attempt's number;
+says whether it may be."""
+
+
+class Lost(Exception):
+    """Another attempt of the call answered first."""
+
+
+def unrivalled(_attempt: int) -> bool:
+    """Let an attempt that has no rival pass its response on."""
+    return True
 
 
 class Attempt:
@@ -48,8 +63,13 @@ class Attempt:
         caller: Caller,
         handle: ChannelHandle,
         parts: Parts,
+        claim: Claim = unrivalled,
     ) -> None:
         self._go = go
+        self._claim = claim
+        self._is_claimed = False
+        self._cut_timer: asyncio.TimerHandle | None = None
+        self._is_cut = False
         self._method = method
         self._caller = caller
         self._handle = handle
@@ -71,8 +91,13 @@ class Attempt:
 
         Raises:
             CallerGone: the response cannot be passed on.
+            Lost: another attempt's response is passed on.
             asyncio.CancelledError: the caller went away.
         """
+        if self._go.fault is not None:
+            ended = await faults.suffer(self._go, self._go.fault, self._clock)
+            if ended is not None:
+                return ended
         metadata = tuple(self._go.metadata)
         key = local.illegal(metadata)
         if key is not None:
@@ -100,6 +125,10 @@ class Attempt:
     def _open(self, metadata: Trailers) -> None:
         replay = self._caller.replay
         channel, timeout_s = self._handle.channel, self._go.timeout_s
+        if self._go.answer_s is not None:
+            self._cut_timer = asyncio.get_running_loop().call_later(
+                self._go.answer_s, self._cut
+            )
         request = replay.only_message
         if request is not None:
             # Headers, message and half-close in one piece; whether one response or
@@ -119,12 +148,16 @@ class Attempt:
         try:
             await self._respond()
         except grpc.aio.AioRpcError as error:
+            if self._is_cut:
+                return self._cut_outcome()
             trailers = tuple(error.trailing_metadata() or ())
             code = _number(error.code())
             return await self._outcome(code, error.details() or "", trailers)
         except asyncio.CancelledError:
             if not self._was_closed_here():
                 raise
+            if self._is_cut:
+                return self._cut_outcome()
             return local.outcome(
                 local.channel_closed(self._handle.name), committed=self._is_committed
             )
@@ -135,6 +168,7 @@ class Attempt:
         """Pass the response on until its status."""
         headers = tuple(await self._call.initial_metadata())
         if headers:
+            self._win()
             await self._caller.headers(_legal(headers))
         else:
             self._timer = asyncio.get_running_loop().call_later(
@@ -146,7 +180,33 @@ class Attempt:
                 await self._decided()
             if message is grpc.aio.EOF:
                 return
+            if not self._is_claimed:
+                self._win()
             await self._caller.message(message)
+
+    def _win(self) -> None:
+        """Be the one whose response is passed on.
+
+        Raises:
+            Lost: another attempt is.
+        """
+        if not self._claim(self._go.attempt):
+            raise Lost
+        self._is_claimed = True
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
+
+    def _cut(self) -> None:
+        self._is_cut = True
+        self._call.cancel()
+
+    def _cut_outcome(self) -> Outcome:
+        limit_s = self._go.answer_s or 0.0
+        outcome = local.outcome(
+            local.cut(self._method, limit_s), committed=self._is_committed
+        )
+        outcome.is_cut = True
+        return outcome
 
     def _headers_due(self) -> None:
         self._early_headers = self._tasks.spawn("wire.headers", self._send_headers())
@@ -158,8 +218,10 @@ class Attempt:
         if self._is_decided or self._call.done():
             return
         try:
+            if not self._is_claimed:
+                self._win()
             await self._caller.headers(())
-        except CallerGone:
+        except (CallerGone, Lost):
             return  # the handler is told the same, and ends the call
 
     async def _decided(self) -> None:
@@ -200,6 +262,8 @@ class Attempt:
             self._writer.cancel()
         if self._timer is not None:
             self._timer.cancel()
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
         self._is_decided = True
 
 

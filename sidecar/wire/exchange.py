@@ -2,8 +2,9 @@
 
 Who may end a call at the same moment: its outcome, its caller, its deadline, its
 letter. The first to reach the guard wins. An attempt is told to it once: as ended, or
-not at all if its caller went away, for then `cancelled` speaks for it. Once a letter
-is being taken nothing else ends the call, because the letter may be on disk.
+not at all if its caller went away, for then `cancelled` speaks for it, or if another
+attempt of the call won. Once a letter is being taken nothing else ends the call,
+because the letter may be on disk.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from typing import Final, cast
 
 from outrigger.core.errors import Bug, OutriggerError, Refused
 from sidecar.call.descriptor import (
+    Await,
     Call,
     Finish,
     Go,
@@ -30,7 +32,9 @@ from sidecar.wire import local
 from sidecar.wire.attempt import Attempt
 from sidecar.wire.caller import Caller, CallerGone, settled
 from sidecar.wire.parts import Parts
+from sidecar.wire.race import Race
 from sidecar.wire.replay import Replay
+from sidecar.wire.upstreams import ChannelHandle
 
 Verdict = Go | Wait | Refuse | Letter | Retry | Finish
 
@@ -59,11 +63,13 @@ class Exchange:
         self._caller = caller
         self._began = parts.clock.monotonic()
         self._permit: Permit | None = None
-        self._live: Attempt | None = None
-        self._live_number = 0
+        self._live: dict[int, Attempt] = {}
+        """Attempts on their way, by number."""
+        self._winner: int | None = None
+        """The attempt whose response is passed on."""
         self._outcome: Outcome | None = None
         self._hand_over: asyncio.Task[None] | None = None
-        self._resolved: Go | Refuse | Finish | None = None
+        self._resolved: Go | Refuse | Finish | Letter | None = None
 
     async def run(self) -> Ended:
         """Carry the call to its end.
@@ -93,7 +99,7 @@ class Exchange:
         if isinstance(verdict, Retry):
             await self._parts.clock.sleep(verdict.after_s)
             permit = cast("Permit", self._permit)  # an attempt came before
-            return self._parts.guard.attempt(permit, self._now())
+            return _alone(self._parts.guard.attempt(permit, self._now()))
         self._permit = verdict.permit
         if isinstance(verdict, Go):
             return await self._attempt(verdict)
@@ -105,22 +111,73 @@ class Exchange:
         parts = self._parts
         handle = parts.targets.get(go.permit.upstream)
         if handle is None:
-            outcome = local.outcome(local.no_channel(go.permit.upstream))
-        else:
-            self._live_number = go.attempt
-            self._live = Attempt(
-                go,
-                self._call.method,
-                self._caller,
-                handle,
-                parts,
-            )
-            outcome = await self._live.run()
-            self._live = None
-        self._outcome = outcome
-        return parts.guard.ended(
-            go.permit, go.attempt, outcome, self._now(), parts.rng.draw()
+            gone = local.outcome(local.no_channel(go.permit.upstream))
+            return _alone(self._ended(go, gone))
+        self._winner = None
+        if parts.guard.due(go.permit, self._now()) is not None:
+            await settled(self._caller.replay, parts.options.join_s)
+            if self._caller.replay.only_message is not None:
+                return await self._race(go)
+        outcome = await self._made(go, handle).run()
+        self._live.clear()
+        return _alone(self._ended(go, outcome))
+
+    def _made(self, go: Go, handle: ChannelHandle) -> Attempt:
+        attempt = self._live[go.attempt] = Attempt(
+            go, self._call.method, self._caller, handle, self._parts, self._claim
         )
+        return attempt
+
+    def _claim(self, attempt: int) -> bool:
+        """Let the first attempt that has an answer pass it on."""
+        if self._winner is None:
+            self._winner = attempt
+            permit = cast("Permit", self._permit)  # an attempt was made
+            self._parts.guard.answered(permit, attempt, self._now())
+        return self._winner == attempt
+
+    def _ended(self, go: Go, outcome: Outcome) -> Verdict | Await:
+        self._outcome = outcome
+        return self._parts.guard.ended(
+            go.permit, go.attempt, outcome, self._now(), self._parts.rng.draw()
+        )
+
+    async def _race(self, go: Go) -> Verdict:
+        """Make attempts side by side until one settles the call."""
+        gos = {go.attempt: go}
+        race = Race(self._contender, self._parts.tasks)
+        race.start(go)
+        try:
+            while True:
+                ended = await race.next(self._until_due(go.permit))
+                if ended is None:
+                    more = self._parts.guard.attempt(go.permit, self._now())
+                    if isinstance(more, Go):
+                        gos[more.attempt] = more
+                        race.start(more)
+                    continue
+                number, outcome = ended
+                if self._winner not in {None, number}:
+                    continue  # it ended while the winner was answering
+                del self._live[number]
+                verdict = self._ended(gos[number], outcome)
+                if not isinstance(verdict, Await):
+                    self._live.clear()
+                    return verdict
+        finally:
+            await race.stop()
+
+    def _contender(self, go: Go) -> Attempt:
+        # The channel was there when the race began; one that is taken away meanwhile
+        # ends the attempts that are on it.
+        handle = self._parts.targets.get(go.permit.upstream)
+        if handle is None:
+            raise Bug("NO_CHANNEL", f"{go.permit.upstream} went away during a race")
+        return self._made(go, handle)
+
+    def _until_due(self, permit: Permit) -> float | None:
+        due = self._parts.guard.due(permit, self._now())
+        return None if due is None else max(0.0, due - self._now())
 
     async def _park(self, wait: Wait) -> Verdict:
         parked = self._parts.parked
@@ -187,17 +244,15 @@ class Exchange:
         if self._permit is None or self._hand_over is not None:
             return
         now = self._now()
-        if self._live is None or not self._is_late(now):
+        if not self._live or not self._is_late(now):
             self._parts.guard.cancelled(self._permit, now)
             return
-        verdict = self._parts.guard.ended(
-            self._permit,
-            self._live_number,
-            self._live.late(),
-            now,
-            self._parts.rng.draw(),
-        )
-        if isinstance(verdict, Retry):
+        verdict: Verdict | Await = Await()
+        for number, attempt in self._live.items():
+            verdict = self._parts.guard.ended(
+                self._permit, number, attempt.late(), now, self._parts.rng.draw()
+            )
+        if isinstance(verdict, Retry | Await):
             self._parts.guard.cancelled(self._permit, now)
         elif isinstance(verdict, Letter):
             self._late_letter(verdict)
@@ -225,6 +280,17 @@ class Exchange:
 
     def _now(self) -> float:
         return self._parts.clock.monotonic()
+
+
+def _alone(verdict: Verdict | Await) -> Verdict:
+    """Return the verdict on an attempt that has none beside it.
+
+    Raises:
+        Bug: NOBODY_ELSE, the guard waits for another one.
+    """
+    if isinstance(verdict, Await):
+        raise Bug("NOBODY_ELSE", "the guard waits for an attempt that was not made")
+    return verdict
 
 
 def _why_no_letter(replay: Replay) -> str:

@@ -214,7 +214,8 @@ class GrpcioWire:
     async def _tick(self) -> None:
         while True:
             await self._parts.clock.sleep(self._parts.options.tick_s)
-            self._parts.guard.tick(self._parts.clock.monotonic())
+            parts = self._parts
+            parts.guard.tick(parts.clock.monotonic(), parts.rng.draw())
 
 
 class _AnyMethod(grpc.GenericRpcHandler):

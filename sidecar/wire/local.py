@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from outrigger.core.errors import Invalid, OutriggerError, Transient
+from outrigger.core.errors import Invalid, OutriggerError, TimedOut, Transient
 from outrigger.core.rpc.errors import details_metadata
 from sidecar.call.answers import refusal
 from sidecar.call.descriptor import Answer, Metadata, Origin, Outcome
@@ -57,6 +57,15 @@ def no_channel(upstream: str) -> Transient:
         "NO_CHANNEL",
         f"{upstream!r} has no address now: it is asleep, or being taken away; nothing"
         " was sent",
+    )
+
+
+def cut(method: str, limit_s: float) -> TimedOut:
+    """Return the error for a probe that hangs."""
+    return TimedOut(
+        "PROBE_CUT",
+        f"this call to {method} was let through to find out if its callee is back, and"
+        f" had no answer within {limit_s:g} s; it may or may not have happened",
     )
 
 

@@ -36,7 +36,7 @@ STEP = st.one_of(
 WALK = st.lists(STEP, max_size=120)
 
 
-@dataclass
+@dataclass(eq=False)
 class Begun:
     """A call on its way."""
 
@@ -55,6 +55,7 @@ class Model:
     row: int = 0
     openings: int = 0
     passed: int = 0
+    stretch: int = 0
     rest_ends: float = 0.0
     results: list = field(default_factory=list)
     leases: list = field(default_factory=list)
@@ -63,7 +64,7 @@ class Model:
         self.state, self.period = state, self.period + 1
         self.passed = 0
         if state == "closed":
-            self.row, self.results = 0, []
+            self.row, self.results, self.stretch = 0, [], 0
 
     def open(self, draw):
         rest = min(SETTINGS.open_s * 2**self.openings, SETTINGS.open_max_s)
@@ -82,15 +83,19 @@ class Model:
         self.pass_time()
         if self.state != "half_open" or len(self.leases) >= SETTINGS.probes_at_once:
             return None
-        self.leases.append(Begun(self.period, self.now + SETTINGS.lease_s))
+        lease_s = SETTINGS.lease_s * 2**self.stretch
+        self.leases.append(Begun(self.period, self.now + lease_s))
         return self.leases[-1]
 
     def end(self, begun, verdict, draw):
+        held = begun in self.leases
         self.leases = [one for one in self.leases if one is not begun]
         if begun.period != self.period or verdict is Verdict.IGNORED:
             return
         if self.state == "half_open":
-            self.end_probe(verdict, draw)
+            self.end_probe(begun, verdict, draw, held=held)
+            return
+        if verdict is Verdict.ANSWERED:
             return
         bad = verdict is not Verdict.SUCCESS
         self.results.append((self.now // 1.0, bad))
@@ -101,8 +106,11 @@ class Model:
         if bad and (self.row >= SETTINGS.consecutive_failures or too_many):
             self.open(draw)
 
-    def end_probe(self, verdict, draw):
-        if verdict is not Verdict.SUCCESS:
+    def end_probe(self, begun, verdict, draw, *, held):
+        if verdict not in {Verdict.SUCCESS, Verdict.ANSWERED}:
+            lease_s = SETTINGS.lease_s * 2**self.stretch
+            if not held or self.now >= begun.lease_ends - lease_s * (1 - 0.9):
+                self.stretch = min(self.stretch + 1, 3)
             self.open(draw)
             return
         self.passed += 1
@@ -215,7 +223,7 @@ def test_no_lease_is_ever_stuck(walk):
     for step in walk:
         pair.step(*step)
     pair.restore()
-    pair.wait(SETTINGS.open_max_s + SETTINGS.lease_s)
+    pair.wait(SETTINGS.open_max_s + SETTINGS.lease_s * 2**3)
 
     for _ in range(SETTINGS.probes_to_close):
         pair.step("call", Verdict.SUCCESS, 0.0)

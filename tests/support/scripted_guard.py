@@ -22,7 +22,7 @@ class ScriptedGuard:
         self.upstream = upstream
         self.on_begin = self.on_attempt = self.on_ended = self.on_resolved = None
         self.calls, self.outcomes, self.cancels, self.results = [], [], [], []
-        self.attempted = []
+        self.attempted, self.answers = [], []
         self.ticks = self.finished = 0
         self.tokens = itertools.count(1)
         self.open = {}
@@ -42,6 +42,11 @@ class ScriptedGuard:
 
     def due(self, permit, now):
         return None
+
+    def answered(self, permit, attempt, now):
+        if permit.state != attempt:
+            self.faults.append(("answered", attempt))
+        self.answers.append(attempt)
 
     def ended(self, permit, attempt, outcome, now, draw):
         if id(permit) not in self.open or permit.state != attempt:
@@ -66,7 +71,7 @@ class ScriptedGuard:
                 del self.open[key]
         return verdict
 
-    def tick(self, now):
+    def tick(self, now, draw):
         self.ticks += 1
 
     def go(self, permit, now, **changes):

@@ -24,11 +24,11 @@ class Gated(CircuitRecords):
         self.go = asyncio.Event()
         self.go.set()
 
-    async def store(self, records):
+    async def store(self, records, wall_s):
         await self.go.wait()
         if self.full:
             raise Overloaded("STORE_FULL", "the disk is full")
-        await super().store(records)
+        await super().store(records, wall_s)
 
 
 class Circuits:
@@ -51,7 +51,8 @@ class Circuits:
 
     async def kept(self):
         """Return what is on disk."""
-        return [(one.circuit_id, one.state) for one in await self.records.load()]
+        kept = await self.records.load(self.clock.wall())
+        return [(one.circuit_id, one.state) for one in kept]
 
     async def isolate(self, circuit_id="a", **more):
         request = pb.IsolateCircuitRequest(

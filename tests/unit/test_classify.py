@@ -7,21 +7,21 @@ from sidecar.policy.classify import Code, Repeat, Verdict
 LOCAL, TRANSPORT = Origin.LOCAL, Origin.TRANSPORT
 UPSTREAM, UNKNOWN = Origin.UPSTREAM, Origin.UNKNOWN
 SUCCESS, HARD = Verdict.SUCCESS, Verdict.HARD
-SOFT, IGNORED = Verdict.SOFT, Verdict.IGNORED
+SOFT, IGNORED, ANSWERED = Verdict.SOFT, Verdict.IGNORED, Verdict.ANSWERED
 
 METHOD = {
     Code.OK: SUCCESS,
     Code.CANCELLED: IGNORED,
     Code.UNKNOWN: HARD,
-    Code.INVALID_ARGUMENT: IGNORED,
+    Code.INVALID_ARGUMENT: ANSWERED,
     Code.DEADLINE_EXCEEDED: HARD,
-    Code.NOT_FOUND: IGNORED,
-    Code.ALREADY_EXISTS: IGNORED,
+    Code.NOT_FOUND: ANSWERED,
+    Code.ALREADY_EXISTS: ANSWERED,
     Code.PERMISSION_DENIED: IGNORED,
     Code.RESOURCE_EXHAUSTED: SOFT,
-    Code.FAILED_PRECONDITION: IGNORED,
-    Code.ABORTED: IGNORED,
-    Code.OUT_OF_RANGE: IGNORED,
+    Code.FAILED_PRECONDITION: ANSWERED,
+    Code.ABORTED: ANSWERED,
+    Code.OUT_OF_RANGE: ANSWERED,
     Code.UNIMPLEMENTED: IGNORED,
     Code.INTERNAL: HARD,
     Code.UNAVAILABLE: HARD,
@@ -38,6 +38,7 @@ OUTAGE = {
 IDEMPOTENT = {
     Code.UNKNOWN,
     Code.DEADLINE_EXCEEDED,
+    Code.RESOURCE_EXHAUSTED,
     Code.ABORTED,
     Code.INTERNAL,
     Code.UNAVAILABLE,
@@ -50,9 +51,9 @@ def of_method(code, origin, patience_s=60.0, median_s=None):
     return classify.of_method(code, origin, patience_s=patience_s, median_s=median_s)
 
 
-def retryable(code, repeat, origin=UPSTREAM, *, has_pushback=False):
+def retryable(code, repeat, origin=UPSTREAM):
     """Ask whether it may be sent again."""
-    return classify.is_retryable(code, origin, repeat, has_pushback=has_pushback)
+    return classify.is_retryable(code, origin, classify.retryable_codes(repeat))
 
 
 @pytest.mark.parametrize("code", list(Code))
@@ -118,10 +119,9 @@ def test_a_hasty_deadline_is_the_callers_fault(origin, patience_s, median_s, ver
 
 @pytest.mark.parametrize("code", list(Code))
 @pytest.mark.parametrize("origin", list(Origin))
-@pytest.mark.parametrize("has_pushback", [True, False])
-def test_unsafe_is_never_sent_again(code, origin, has_pushback):
+def test_unsafe_is_never_sent_again(code, origin):
     """No status through this wire proves that the callee did not see the call."""
-    assert not retryable(code, Repeat.UNSAFE, origin, has_pushback=has_pushback)
+    assert not retryable(code, Repeat.UNSAFE, origin)
 
 
 @pytest.mark.parametrize("code", list(Code))
@@ -136,13 +136,11 @@ def test_idempotent_methods_are_sent_again_for_more(code):
     assert retryable(code, Repeat.IDEMPOTENT) is (code in IDEMPOTENT)
 
 
-def test_a_busy_callee_is_asked_again_only_when_it_says_when():
-    """RESOURCE_EXHAUSTED may also mean that the message is too large for ever."""
-    code, repeat = Code.RESOURCE_EXHAUSTED, Repeat.IDEMPOTENT
+def test_only_a_busy_callee_throttles():
+    """Such retries wait longer and cost less."""
+    throttles = [code for code in Code if classify.is_throttle(code)]
 
-    assert retryable(code, repeat, has_pushback=True)
-    assert not retryable(code, repeat, has_pushback=False)
-    assert not retryable(code, Repeat.DEFAULT, has_pushback=True)
+    assert throttles == [Code.RESOURCE_EXHAUSTED]
 
 
 def test_what_the_relay_refused_is_not_sent_again():

@@ -14,6 +14,7 @@ from tests.support.guard_rig import (
 )
 
 TRANSPORT, LOCAL = Origin.TRANSPORT, Origin.LOCAL
+UNAUTHENTICATED = 16
 PUSHBACK = "grpc-retry-pushback-ms"
 CIRCUIT = "shop" + METHOD
 
@@ -78,7 +79,7 @@ def test_a_whole_outage_is_published_move_by_move(rig):
         "half_open",
         "closed",
     ]
-    assert rig.guard.saved_state() == ()
+    assert rig.guard.saved_state(rig.now) == ()
 
 
 def test_a_probe_whose_caller_vanished_does_not_leave_it_half_open_for_ever(rig):
@@ -127,13 +128,23 @@ def test_a_probe_nobody_ever_reports_expires(rig):
 
 
 def test_a_status_that_does_not_count_gives_the_probe_back(rig):
-    """NOT_FOUND neither closes nor opens a half-open circuit."""
+    """UNAUTHENTICATED neither closes nor opens a half-open circuit."""
     rig.trip()
     rig.now += 1
     for _ in range(5):
-        rig.fail(code=NOT_FOUND)
+        rig.fail(code=UNAUTHENTICATED)
 
     assert rig.state() == "half_open"
+
+
+def test_definite_answers_close_a_half_open_circuit(rig):
+    """A callee that says NOT_FOUND is there; waiting for an OK may take for ever."""
+    rig.trip()
+    rig.now += 1
+    for _ in range(2):
+        rig.fail(code=NOT_FOUND)
+
+    assert rig.state() == "closed"
 
 
 def test_a_method_that_refuses_gives_the_upstreams_probe_back(rig):
@@ -282,7 +293,7 @@ def test_circuits_outlive_a_restart(rig):
     """Open comes back half open, isolated isolated, lost upstreams not at all."""
     rig.trip()
     rig.guard.isolate("bank", "maintenance", rig.now)
-    saved = rig.guard.saved_state()
+    saved = rig.guard.saved_state(rig.now)
     lost = CircuitRecord(circuit_id="gone/a.B/C", state="open", reason="")
 
     again = GuardRig()
@@ -292,9 +303,12 @@ def test_circuits_outlive_a_restart(rig):
     assert again.state("bank") == "isolated"
     assert again.state("shop") == "closed"
     assert again.guard.circuit("gone/a.B/C") is None
-    assert again.guard.saved_state() == (
+    assert again.guard.saved_state(again.now) == (
         CircuitRecord(
-            circuit_id=CIRCUIT, state="half_open", reason="was open before a restart"
+            circuit_id=CIRCUIT,
+            state="half_open",
+            reason="was open before a restart",
+            openings=1,
         ),
         CircuitRecord(circuit_id="bank", state="isolated", reason="maintenance"),
     )
