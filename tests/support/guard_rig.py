@@ -92,9 +92,12 @@ class GuardRig:
         trailers=(),
         draw=0.5,
         message="as it said",
+        is_cut=False,
     ):
         """End an attempt now."""
-        outcome = Outcome(code, message, origin, committed or code == 0, trailers)
+        outcome = Outcome(
+            code, message, origin, committed or code == 0, trailers, is_cut
+        )
         return self.guard.ended(go.permit, go.attempt, outcome, self.now, draw)
 
     def retry(self, go, code=UNAVAILABLE, **given):
