@@ -55,9 +55,9 @@ class _Lengths:
                 del self._agents[before]
         if after:
             self._agents.setdefault(after, OrderedDict())[agent] = None
-        # By one at a time, so the most is where it was or with this agent.
-        if after > self.most or before not in self._agents:
-            self.most = max(after, self.most if self.most in self._agents else after)
+        # One at a time: the most is where it was, or this agent has it now.
+        if after > self.most or (before == self.most and before not in self._agents):
+            self.most = after
 
     def longest(self) -> str:
         """Return the agent that came to the most last."""

@@ -78,8 +78,17 @@ class FaultView:
 class _Live:
     """A rule in force and how much of its share it is owed."""
 
-    __slots__ = ("_owed", "_part", "_whole", "expires", "fault_id", "hit", "matched")
-    __slots__ += ("_prefix", "rule")
+    __slots__ = (
+        "_owed",
+        "_part",
+        "_prefix",
+        "_whole",
+        "expires",
+        "fault_id",
+        "hit",
+        "matched",
+        "rule",
+    )
 
     def __init__(self, fault_id: str, rule: FaultRule, expires: float) -> None:
         self.fault_id = fault_id
