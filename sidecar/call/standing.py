@@ -1,15 +1,18 @@
 """What a guard knows of each upstream and of each of its methods."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from outrigger.core.errors import Invalid
 from sidecar.call.limits import ConcurrencyLimit
 from sidecar.call.routes import MethodRule, Route, Routes
 from sidecar.policy.budget import BudgetSettings, RetryBudget
 from sidecar.policy.circuit import Circuit, CircuitSettings
 from sidecar.policy.classify import Code, Repeat, retryable_codes
+from sidecar.policy.fair_queue import FairQueue
+from sidecar.policy.gradient import Gradient, GradientSettings
 from sidecar.policy.median import Median
 from sidecar.policy.retry import RetrySettings
 
@@ -25,10 +28,35 @@ class UpstreamPolicy:
     """What holds for the calls to one upstream."""
 
     concurrency: int = 1024
-    """Most calls in flight."""
+    """Most calls in flight; under an adaptive limit that limit's own bounds hold."""
+    adaptive: GradientSettings | None = None
+    """How to learn the limit from how long calls take; None means that it is fixed."""
+    queue: int = 0
+    """Most calls that wait for a place."""
+    queue_max_s: float = 1.0
+    """Longest that one waits."""
     circuit: CircuitSettings = field(default_factory=CircuitSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
+
+    def __post_init__(self) -> None:
+        """Check what the parts do not check themselves.
+
+        Raises:
+            Invalid: BAD_UPSTREAM_POLICY, naming every mistake.
+        """
+        mistakes = []
+        if self.concurrency < 1:
+            mistakes.append("concurrency must be 1 or more")
+        if self.queue < 0:
+            mistakes.append("queue must be 0 or more")
+        if not self.queue_max_s > 0:
+            mistakes.append("queue_max_s must be more than 0 seconds")
+        if mistakes:
+            raise Invalid(
+                "BAD_UPSTREAM_POLICY",
+                f"the policy of an upstream is not valid: {'; '.join(mistakes)}",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +86,7 @@ class GuardSettings(UpstreamPolicy):
 class UpstreamStanding:
     """How an upstream stands."""
 
-    __slots__ = ("budget", "circuit", "limit", "name", "policy")
+    __slots__ = ("budget", "circuit", "gradient", "limit", "name", "policy", "queue")
 
     def __init__(self, name: str, policy: UpstreamPolicy, now: float) -> None:
         self.name = name
@@ -67,8 +95,24 @@ class UpstreamStanding:
         # the upstream only while nothing at all gets an answer from it.
         settings = dataclasses.replace(policy.circuit, slow_ratio=1.0)
         self.circuit = Circuit(name, settings, now=now)
-        self.limit = ConcurrencyLimit(name, policy.concurrency)
+        self.gradient: Gradient | None = None
+        most = policy.concurrency
+        if policy.adaptive is not None:
+            self.gradient = Gradient(policy.adaptive, now=now)
+            most = self.gradient.limit
+        self.limit = ConcurrencyLimit(name, most)
+        self.queue: FairQueue[Flight] | None = None
+        if policy.queue:
+            self.queue = FairQueue(policy.queue)
         self.budget = RetryBudget(policy.budget, now=now)
+
+    def timed(self, elapsed_s: float, now: float, *, dropped: bool = False) -> None:
+        """Let an adaptive limit learn from a call that was answered, or was not."""
+        gradient, limit = self.gradient, self.limit
+        if gradient is not None and gradient.sample(
+            elapsed_s, limit.in_flight, now, dropped=dropped
+        ):
+            limit.most = gradient.limit
 
 
 class Pulse:
@@ -179,6 +223,10 @@ class Standings:
         found = [standing.circuit for standing in self._upstreams.values()]
         found += [standing.circuit for standing in self.methods()]
         return sorted(found, key=lambda circuit: circuit.circuit_id)
+
+    def upstreams(self) -> Iterable[UpstreamStanding]:
+        """Return every upstream."""
+        return self._upstreams.values()
 
     def methods(self) -> Iterator[MethodStanding]:
         """Return the methods seen so far; those beyond the bound are one each."""
