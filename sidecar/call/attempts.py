@@ -167,6 +167,8 @@ class Attempts:
         if tried.stops == self._time.stops:
             elapsed_s = now - tried.started
             standing.median.add(elapsed_s)
+            if standing.circuit.baseline is not None:
+                standing.circuit.baseline.latency(elapsed_s)
             if standing.upstream.gradient is not None:
                 standing.upstream.timed(elapsed_s, now)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from outrigger.core.errors import Invalid
 from sidecar.call.limits import ConcurrencyLimit
 from sidecar.call.routes import MethodRule, Route, Routes
+from sidecar.policy.baseline import Baseline, BaselineSettings
 from sidecar.policy.budget import BudgetSettings, RetryBudget
 from sidecar.policy.circuit import Circuit, CircuitSettings
 from sidecar.policy.classify import Code, Repeat, retryable_codes
@@ -19,6 +20,8 @@ from sidecar.policy.retry import RetrySettings
 if TYPE_CHECKING:
     from sidecar.call.flight import Flight, Try  # which know their method's standing
 
+_NEVER: Final = 1 << 30
+_BASELINE: Final = BaselineSettings()
 _SLOW_FACTOR: Final = 3.0
 """A call that takes so many times what the method usually does is slow."""
 
@@ -93,7 +96,9 @@ class UpstreamStanding:
         self.policy = policy
         # One slow method must not shut out the others: what is slow counts against
         # the upstream only while nothing at all gets an answer from it.
-        settings = dataclasses.replace(policy.circuit, slow_ratio=1.0)
+        settings = dataclasses.replace(
+            policy.circuit, slow_ratio=1.0, slow_in_a_row=_NEVER
+        )
         self.circuit = Circuit(name, settings, now=now)
         self.gradient: Gradient | None = None
         most = policy.concurrency
@@ -158,14 +163,19 @@ class MethodStanding:
         self.retry = _retry_of(rule, upstream.policy.retry)
         self.is_stamped = rule.idempotent or rule.letter != "off"
         """Its calls carry an idempotency key from the first attempt on."""
-        self.slow_floor_s = rule.slow_s or upstream.policy.circuit.slow_s
+        self.slow_floor_s = _slow_floor_s(rule, upstream.policy.circuit)
         """No call that took less is slow."""
 
     def slow_after_s(self) -> float:
         """Return after how long a call is slow."""
         if self.rule.slow_s is not None:
             return self.rule.slow_s
-        return max(self.slow_floor_s, _SLOW_FACTOR * self.median.usual_s())
+        baseline = self.circuit.baseline
+        learned_s = None if baseline is None else baseline.slow_s()
+        if learned_s is not None:
+            return learned_s
+        usual_s = _SLOW_FACTOR * self.median.usual_s()
+        return max(self.upstream.policy.circuit.slow_s, usual_s)
 
 
 class Standings:
@@ -276,7 +286,17 @@ def _pulse(
     settings = upstream.policy.circuit
     if rule.shadow:
         settings = dataclasses.replace(settings, shadow=True)
-    return Pulse(Circuit(circuit_id, settings, now=now))
+    circuit = Circuit(circuit_id, settings, now=now)
+    if settings.learn:
+        circuit.baseline = Baseline(_BASELINE, now=now)
+    return Pulse(circuit)
+
+
+def _slow_floor_s(rule: MethodRule, settings: CircuitSettings) -> float:
+    if rule.slow_s is not None:
+        return rule.slow_s
+    least_s = _BASELINE.slow_least_s
+    return min(settings.slow_s, least_s) if settings.learn else settings.slow_s
 
 
 def _repeat_of(rule: MethodRule) -> Repeat:
