@@ -284,8 +284,10 @@ class Baseline:
         what is there of it beyond n p q is the surplus.
         """
         settings = self._settings
-        mean = max(self._failures / self._calls, settings.floor_ratio)
-        unit = max(mean * (1 - mean), settings.floor_ratio / 2)
+        # What is believed, and not what a brownout has just made of the average.
+        seen = self._failures / self._calls
+        mean = max(min(seen, self._rate or 0.5), settings.floor_ratio)
+        unit = mean * (1 - mean)
         self._pairs *= kept
         self._surplus *= kept
         for calls, failures in stretch.pieces:
