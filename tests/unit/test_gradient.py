@@ -151,6 +151,18 @@ def test_a_callee_that_became_slower_for_good_is_not_throttled_for_good(callee):
     assert callee.gradient.usual_s == pytest.approx(0.1, rel=0.1)
 
 
+def test_a_passing_slowness_is_not_compared_with_a_later_one(callee):
+    """Fewer calls that are slow again much later may well be a queue again."""
+    callee.windows(5, 0.02)
+    callee.window(0.04)
+    callee.window(0.02)
+    callee.windows(5, 0.02, dropped=20)
+
+    callee.window(0.1)
+
+    assert callee.gradient.usual_s < 0.03
+
+
 def test_the_memory_of_an_overload_fades_fast():
     """A long average far above the newest round trips is taken back at once."""
     callee = Callee()
