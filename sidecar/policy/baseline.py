@@ -6,8 +6,8 @@ circuit is the one that the method's own healthy history makes improbable.
 
 What is observed is held back for up to a minute before it is believed, and dropped
 if the circuit opens in the meantime: the first failures of an outage belong to the
-outage. What is believed grows no faster than twice an hour, so that neither an
-outage below the threshold nor a slow decay becomes the norm unnoticed.
+outage. What is believed at most doubles within an hour, so that neither an outage
+below the threshold nor a slow decay becomes the norm unnoticed.
 
 Which way to err:
 
@@ -19,9 +19,9 @@ Which way to err:
 - However improbable, a circuit does not open below a tenth of failures: nine good
   calls refused for each bad one saved is no bargain. Nor below five failures, for one
   broken connection takes several calls with it.
-- No rate above a half is believed, and of the likeness no more than doubles the row.
-  So forty failures in a row are improbable whatever was learnt, and a callee that is
-  gone opens the circuit of any method.
+- No rate above a half is believed, and no likeness that would more than double the
+  failures in a row that prove an outage. So forty in a row are improbable whatever was
+  learnt, and a callee that is gone opens the circuit of any method.
 - If the circuit opens again and again without a believable stretch in between, what
   it goes by does not describe the method, be it learnt or fixed. Then for a quarter
   of an hour only what would be improbable at one half opens it. Else a method that
