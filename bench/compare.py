@@ -148,13 +148,13 @@ def _number(value: float | None) -> str:
 
 
 def main() -> int:
-    """Compare; exit 1 if a ratio got worse or is missing, 3 if Go is missing."""
+    """Compare; exit 1 if one got worse or is missing, 3 if nothing can be compared."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare")
     parser.add_argument("--quick", action="store_true", help="a third of the time")
     parser.add_argument("--with", dest="file", type=Path, default=_COMMITTED)
     given = parser.parse_args()
-    committed = committed_ratios(given.file)
     try:
+        committed = committed_ratios(given.file)
         now = measured(committed, QUICK if given.quick else FULL)
     except Missing as missing:
         print(missing, file=sys.stderr)

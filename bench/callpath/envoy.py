@@ -140,12 +140,16 @@ def _cluster(upstream: str) -> dict[str, Any]:
 
 
 def _outlier_detection() -> dict[str, Any]:
-    """As `sidecar.policy.circuit`: 5 in a row or half of at least 10, 1 s to 15 s."""
+    """As `sidecar.policy.circuit`: 5 in a row or half of at least 10, 1 s to 15 s.
+
+    The interval is both the window of the half and how often an ejection may end: our
+    first rest of 1 s is kept, our window of 10 s is not.
+    """
     return {
         "consecutive_5xx": 5,
         "consecutive_gateway_failure": 5,
         "enforcing_consecutive_gateway_failure": 100,
-        "interval": "10s",
+        "interval": "1s",
         "base_ejection_time": "1s",
         "max_ejection_time": "15s",
         "max_ejection_percent": 100,

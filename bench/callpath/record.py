@@ -76,7 +76,15 @@ def described(rest: Mapping[str, Any]) -> Record:
 
 
 def committed_ratios(path: Path) -> dict[str, Ratio]:
-    """Return the ratios of a kept record, by name."""
+    """Return the ratios of a kept record, by name.
+
+    Raises:
+        Missing: there is no such record.
+    """
+    if not path.exists():
+        raise compiled.Missing(
+            f"{path.name} is missing: `make bench-call` makes it, to be committed"
+        )
     kept = json.loads(path.read_text())["ratios"]
     return {
         name: Ratio(name, "", one["value"], one["more_is_worse"])

@@ -175,3 +175,14 @@ def test_without_go_it_says_what_is_missing_and_exits_3(monkeypatch, capsys, tmp
 def test_kept_ratios_are_read_with_the_way_they_get_worse(tmp_path):
     """A record is compared as it was written."""
     assert committed_ratios(written(tmp_path, 1.5)) == {CPU: Ratio(CPU, "", 1.5)}
+
+
+def test_without_a_committed_record_it_says_how_to_make_one(
+    monkeypatch, capsys, tmp_path
+):
+    """Nothing is measured for nothing."""
+    gone = tmp_path / "call-path.json"
+    monkeypatch.setattr("sys.argv", ["bench.compare", "--with", str(gone)])
+
+    assert comparing.main() == 3
+    assert "`make bench-call` makes it" in capsys.readouterr().err
