@@ -8,7 +8,6 @@ sees what is in headers.
 import json
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Final
 from urllib.request import urlopen
 
@@ -32,12 +31,12 @@ def version() -> str | None:
         return None
 
 
-def start(stack: Stack, upstream: str, folder: Path) -> tuple[Running, str]:
+def start(stack: Stack, upstream: str) -> tuple[Running, str]:
     """Start it in front of an upstream and return it with its address."""
     import envoy  # noqa: PLC0415 - a bench without it measures the others
 
-    admin = folder / "envoy-admin"
-    config = folder / "envoy.json"
+    admin = stack.folder / "envoy-admin"
+    config = stack.folder / "envoy.json"
     config.write_text(json.dumps(configuration(upstream)))
     running = stack.start(
         "envoy",

@@ -20,6 +20,11 @@ class Load:
     call makes room for the next."""
 
     @property
+    def is_crowded(self) -> bool:
+        """Say whether as many calls are in flight as can be had."""
+        return self.in_flight == CROWDED and not self.rate
+
+    @property
     def name(self) -> str:
         """Return how tables and ratios name it."""
         if self.rate:
@@ -55,7 +60,7 @@ class Effort:
     """The same for loads with a rate; longer, for their tails."""
 
 
-FULL: Final = Effort(rounds=5, seconds=0.8, open_seconds=2.0)
+FULL: Final = Effort(rounds=7, seconds=0.6, open_seconds=1.5)
 QUICK: Final = Effort(rounds=3, seconds=0.4, open_seconds=1.0)
 WARM_UP: Final = Effort(rounds=1, seconds=0.4, open_seconds=0.4)
 """The same before every run: memory is read after it."""

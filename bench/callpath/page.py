@@ -14,6 +14,7 @@ CPU_BOUND: Final = 1.3
 _NOTES: Final = f"""\
 - Every number is the median over interleaved rounds: within a round each party does
   the same load in turn. *Added* is over the direct call of the same round.
+- What is measured has one core, always the same; caller and callee have the others.
 - CPU is user and system time of the process in between, all its threads, per call; a
   stream of 100 messages and 100 round trips each are one call.
 - `>=` before calls a second: the party was idle in part, so the caller, the callee or

@@ -1,11 +1,14 @@
 """Ratios: what a run says about us that another machine can say again.
 
 Absolute times move with the machine; what we cost over the direct call, the bare
-pass-through and Envoy in the same minutes moves with our code. The p99 are left out:
-of some hundred calls they are the noise of a few.
+pass-through and Envoy in the same minutes moves with our code. Left out is what is
+noise: the p99 of some hundred calls; the latency of a crowd, which is its calls a
+second said again, and those of one call at a time, which are its latency; Envoy's
+CPU for one call at a time, which is its waking up; the bare one's memory, which moves
+by a third from run to run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.callpath.parties import BARE, DIRECT, ENVOY, OURS
@@ -34,33 +37,35 @@ def _of_rows(rows: Sequence[Row]) -> Iterator[Ratio]:
     by_load: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_load.setdefault(row.load, {})[row.party] = row
-    for load, parties in by_load.items():
-        ours = parties.get(OURS)
-        if ours is None:
-            continue
-        yield from _of_cpu(load, ours, parties)
-        if DIRECT in parties:
-            value = ours.p50_us / parties[DIRECT].p50_us
-            yield Ratio(f"{load}: p50, us / direct", load, value)
+    for parties in by_load.values():
+        if OURS in parties:
+            yield from _of_load(parties[OURS], parties)
 
 
-def _of_cpu(load: str, ours: Row, parties: dict[str, Row]) -> Iterator[Ratio]:
-    for name in (BARE, ENVOY):
-        other = parties.get(name)
-        if other is None or not other.cpu_us or ours.cpu_us is None:
-            continue
-        yield Ratio(f"{load}: CPU, us / {name}", load, ours.cpu_us / other.cpu_us)
-    bare = parties.get(BARE)
-    if bare is not None and "in flight" in load:
-        value = ours.calls_per_s / bare.calls_per_s
+def _of_load(ours: Row, parties: Mapping[str, Row]) -> Iterator[Ratio]:
+    load = ours.load
+    if BARE in parties:
+        yield _cpu(ours, parties[BARE])
+    if ours.is_crowded and ENVOY in parties:
+        yield _cpu(ours, parties[ENVOY])
+    if ours.is_crowded and BARE in parties:
+        value = ours.calls_per_s / parties[BARE].calls_per_s
         name = f"{load}: calls a second, us / {BARE}"
         yield Ratio(name, load, value, more_is_worse=False)
+    if not ours.is_crowded and DIRECT in parties:
+        value = ours.p50_us / parties[DIRECT].p50_us
+        yield Ratio(f"{load}: p50, us / {DIRECT}", load, value)
+
+
+def _cpu(ours: Row, other: Row) -> Ratio:
+    if not ours.cpu_us or not other.cpu_us:
+        raise ValueError(f"no CPU was measured of {ours.party} or {other.party}")
+    name = f"{ours.load}: CPU, us / {other.party}"
+    return Ratio(name, ours.load, ours.cpu_us / other.cpu_us)
 
 
 def _of_memory(memory: Sequence[Memory]) -> Iterator[Ratio]:
     by_name = {one.party: one for one in memory}
-    ours = by_name.get(OURS)
-    for name in (BARE, ENVOY):
-        if ours is not None and name in by_name:
-            value = ours.pss_mib / by_name[name].pss_mib
-            yield Ratio(f"memory: PSS, us / {name}", "", value)
+    if OURS in by_name and ENVOY in by_name:
+        value = by_name[OURS].pss_mib / by_name[ENVOY].pss_mib
+        yield Ratio(f"memory: PSS, us / {ENVOY}", "", value)

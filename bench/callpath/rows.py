@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.callpath.loads import CROWDED
 from bench.callpath.parties import BASELINE, DIRECT, PLAIN
 from bench.callpath.rounds import Memory, Turn
 from bench.figures import median
@@ -17,6 +16,8 @@ class Row:
     """One party at one load: medians over the rounds, times in microseconds."""
 
     load: str
+    is_crowded: bool
+    """See `Load.is_crowded`."""
     party: str
     calls: int
     errors: int
@@ -72,6 +73,7 @@ def _row(mine: Sequence[Turn], rivals: Sequence[Turn]) -> Row:
     first = mine[0]
     return Row(
         load=first.load.name,
+        is_crowded=first.load.is_crowded,
         party=first.party,
         calls=sum(turn.made.calls for turn in mine),
         errors=sum(turn.made.errors for turn in mine),
@@ -104,8 +106,5 @@ def _cpu_us(mine: Sequence[Turn], rivals: Sequence[Turn]) -> float | None:
 
 
 def _is_floor(mine: Sequence[Turn]) -> bool:
-    load = mine[0].load
     busy = [turn.busy_cores for turn in mine if turn.busy_cores is not None]
-    if load.rate or load.in_flight != CROWDED or not busy:
-        return False
-    return median(busy) < _BUSY_CORES
+    return mine[0].load.is_crowded and bool(busy) and median(busy) < _BUSY_CORES

@@ -79,36 +79,67 @@ def test_memory_of_a_guarding_client_is_what_guarding_adds():
     assert memory_of(read) == [Memory(OURS, 40, 60), Memory(GUARDED, 4, 5)]
 
 
-def test_ratios_are_us_over_the_others():
-    """CPU over bare and Envoy, p50 over direct, calls over bare, memory over both."""
-    turns = [
-        turn(DIRECT, 10),
-        turn(ENVOY, 15, cpu_us=50),
-        turn(BARE, 30, cpu_us=100),
-        turn(OURS, 40, cpu_us=120),
-    ]
-    memory = [Memory(ENVOY, 80, 90), Memory(BARE, 20, 30), Memory(OURS, 40, 50)]
+def field_of(load):
+    """A turn of everybody at a load."""
+    return rows(
+        [
+            turn(DIRECT, 10, load=load),
+            turn(ENVOY, 15, load=load, cpu_us=50),
+            turn(BARE, 30, load=load, cpu_us=100),
+            turn(OURS, 40, load=load, cpu_us=120),
+        ]
+    )
 
-    found = ratios(rows(turns), memory)
 
-    load = ALONE.name
-    assert {name: one.value for name, one in found.items()} == {
-        f"{load}: CPU, us / {BARE}": 1.2,
-        f"{load}: CPU, us / {ENVOY}": 2.4,
-        f"{load}: calls a second, us / {BARE}": 1.0,
-        f"{load}: p50, us / {DIRECT}": 4.0,
-        f"memory: PSS, us / {BARE}": 2.0,
-        f"memory: PSS, us / {ENVOY}": 0.5,
+def values(found):
+    """Ratios by name as plain numbers."""
+    return {name: one.value for name, one in found.items()}
+
+
+def test_one_call_at_a_time_is_compared_by_cpu_and_latency():
+    """Over the bare pass-through and over the direct call."""
+    assert values(ratios(field_of(ALONE), [])) == {
+        f"{ALONE.name}: CPU, us / {BARE}": 1.2,
+        f"{ALONE.name}: p50, us / {DIRECT}": 4.0,
     }
-    worse_when_less = [one.name for one in found.values() if not one.more_is_worse]
-    assert worse_when_less == [f"{load}: calls a second, us / {BARE}"]
 
 
-def test_at_a_fixed_rate_calls_a_second_are_no_ratio():
-    """Everybody does as many as are due."""
-    turns = [turn(name, 10, load=OPEN, cpu_us=5) for name in (BARE, OURS)]
+def test_a_crowd_is_compared_by_cpu_and_calls_a_second():
+    """Over the bare pass-through and Envoy; fewer calls a second are worse."""
+    found = ratios(field_of(CROWDED), [])
 
-    assert list(ratios(rows(turns), [])) == [f"{OPEN.name}: CPU, us / {BARE}"]
+    rate = f"{CROWDED.name}: calls a second, us / {BARE}"
+    assert values(found) == {
+        f"{CROWDED.name}: CPU, us / {BARE}": 1.2,
+        f"{CROWDED.name}: CPU, us / {ENVOY}": 2.4,
+        rate: 1.0,
+    }
+    assert [one.name for one in found.values() if not one.more_is_worse] == [rate]
+
+
+def test_calls_at_a_fixed_rate_are_compared_by_cpu_and_latency():
+    """Everybody does as many as are due, so that says nothing."""
+    assert values(ratios(field_of(OPEN), [])) == {
+        f"{OPEN.name}: CPU, us / {BARE}": 1.2,
+        f"{OPEN.name}: p50, us / {DIRECT}": 4.0,
+    }
+
+
+def test_memory_is_compared_with_envoys():
+    """It needs no load of its own."""
+    memory = [Memory(ENVOY, 80, 90), Memory(OURS, 40, 50)]
+
+    (found,) = ratios([], memory).values()
+
+    assert (found.value, found.load) == (0.5, "")
+
+
+def test_a_cpu_time_of_nothing_is_no_ratio():
+    """A meter that failed is not a process that costs nothing."""
+    turns = [turn(BARE, 30, cpu_us=0), turn(OURS, 40, cpu_us=120)]
+
+    with pytest.raises(ValueError, match="no CPU was measured"):
+        ratios(rows(turns), [])
 
 
 def test_a_party_that_is_missing_takes_its_ratios_with_it():
