@@ -53,8 +53,8 @@ def _of_load(ours: Row, parties: Mapping[str, Row]) -> Iterator[Ratio]:
         name = f"{load}: calls a second, us / {BARE}"
         yield Ratio(name, load, value, more_is_worse=False)
     if not ours.is_crowded and DIRECT in parties:
-        value = ours.p50_us / parties[DIRECT].p50_us
-        yield Ratio(f"{load}: p50, us / {DIRECT}", load, value)
+        value = ours.least_p50_us / parties[DIRECT].least_p50_us
+        yield Ratio(f"{load}: least p50, us / {DIRECT}", load, value)
 
 
 def _cpu(ours: Row, other: Row) -> Ratio:
