@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--into", type=Path, default=RESULTS, help="a folder")
     given = parser.parse_args()
     effort = QUICK if given.quick else FULL
-    command = "make bench-call" + (" (--quick)" if given.quick else "")
+    command = "python -m bench.callpath --quick" if given.quick else "make bench-call"
     try:
         record = measure(LOADS, effort, command, warm=LOADS)
     except Missing as missing:

@@ -41,7 +41,9 @@ def draw(record: Record, path: Path) -> None:
     handles = [found[name] for name in names]
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     title = f"The call path, {record.date}: {record.machine}"
-    figure.suptitle(f"{title}\n(no bar: nothing was added)", fontsize=11)
+    figure.suptitle(
+        f"{title}\n(no bar: nothing added, or not in its line)", fontsize=11
+    )
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
