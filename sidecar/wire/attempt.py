@@ -86,10 +86,12 @@ class Attempt:
 
     def late(self) -> Outcome:
         """Return the outcome of an attempt cut short by the caller's deadline."""
+        origin = self._handle.origin(_DEADLINE_EXCEEDED, (), self._mark, timed_out=True)
+        self._handle.ended(self._mark, _DEADLINE_EXCEEDED, origin)
         return Outcome(
             _DEADLINE_EXCEEDED,
             "the caller's deadline has passed",
-            self._handle.origin(_DEADLINE_EXCEEDED, (), self._mark, timed_out=True),
+            origin,
             self._is_committed,
         )
 
@@ -98,6 +100,7 @@ class Attempt:
         return self._caller.is_committed or self._caller.replay.has_overflowed
 
     def _open(self, metadata: Trailers) -> None:
+        self._handle.opened()
         replay = self._caller.replay
         channel, timeout_s = self._handle.channel, self._go.timeout_s
         request = replay.only_message
@@ -176,6 +179,7 @@ class Attempt:
         origin = await self._handle.judge(
             code, trailers, self._mark, self._clock, timed_out=timed_out
         )
+        self._handle.ended(self._mark, code, origin)
         passed = _legal(_without_ours(trailers))
         return Outcome(code, message, origin, self._is_committed, passed)
 
@@ -190,6 +194,7 @@ class Attempt:
         return task is not None and not task.cancelling() and self._call.cancelled()
 
     def _close(self) -> None:
+        self._handle.closed()
         # A call that is dropped unfinished is never collected by the library, so it
         # is always cancelled; one that is done takes no notice.
         if self._call is not None:
