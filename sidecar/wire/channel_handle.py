@@ -219,12 +219,16 @@ def dial(
         address: where.
         credentials: for TLS; None means plaintext.
     """
-    options: dict[str, Any] = dict(CHANNEL_OPTIONS) | dict(_OPTIONS)
-    options |= _keepalive(spec) | _names(spec, address)
-    listed = tuple(options.items())
+    options = tuple(arguments(spec, address).items())
     if credentials is None:
-        return grpc.aio.insecure_channel(address.target, options=listed)
-    return grpc.aio.secure_channel(address.target, credentials, options=listed)
+        return grpc.aio.insecure_channel(address.target, options=options)
+    return grpc.aio.secure_channel(address.target, credentials, options=options)
+
+
+def arguments(spec: UpstreamSpec, address: Address) -> dict[str, Any]:
+    """Return the channel arguments for an address of an upstream."""
+    ours: dict[str, Any] = dict(CHANNEL_OPTIONS) | dict(_OPTIONS)
+    return ours | _keepalive(spec) | _names(spec, address)
 
 
 def _keepalive(spec: UpstreamSpec) -> dict[str, int]:

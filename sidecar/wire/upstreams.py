@@ -104,7 +104,10 @@ class UpstreamChannels:
         return tuple(pool.view() for pool in self._pools.values())
 
     def _open(self, name: str, spec: UpstreamSpec) -> Pool:
-        pool = Pool(name, spec, self._on_ready, self._tasks, self._surroundings)
+        pool = Pool(name, spec, self._tell_ready, self._tasks, self._surroundings)
         self._pools[name] = pool
         pool.open()
         return pool
+
+    def _tell_ready(self, name: str) -> None:
+        self._on_ready(name)
