@@ -250,10 +250,5 @@ def _keepalive(spec: UpstreamSpec) -> dict[str, int]:
 def _names(spec: UpstreamSpec, address: Address) -> dict[str, str]:
     """Return what the callee is called, where its address does not say it."""
     authority = spec.authority or address.authority
-    if not authority:
-        return {}
-    named = {"grpc.default_authority": authority}
-    if spec.tls:
-        host = spec.authority or address.authority.rpartition(":")[0]
-        named["grpc.ssl_target_name_override"] = host
-    return named
+    # The certificate must carry it too, port aside.
+    return {"grpc.default_authority": authority} if authority else {}

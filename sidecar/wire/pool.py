@@ -93,7 +93,6 @@ class Pool:
         self._only: ChannelHandle | None = None
         self._turn = 0
         self._ready: set[ChannelHandle] = set()
-        self._failing: set[ChannelHandle] = set()
         self._watchers: dict[ChannelHandle, asyncio.Task[None]] = {}
         self._leaving: dict[ChannelHandle, asyncio.Task[None]] = {}
         self._following: list[asyncio.Task[None]] = []
@@ -234,7 +233,6 @@ class Pool:
 
     def _retire(self, handle: ChannelHandle) -> None:
         self._ready.discard(handle)
-        self._failing.discard(handle)
         watcher = self._watchers.pop(handle)
         self._leaving[handle] = self._tasks.spawn(
             f"wire.drain[{self._name}]", self._drain(handle, watcher)
@@ -281,16 +279,15 @@ class Pool:
     def _turned_ready(self, handle: ChannelHandle) -> None:
         is_first = not (self._ready - {handle})
         self._ready.add(handle)
-        self._failing.discard(handle)
         if is_first:
             self._on_ready(self._name)
 
     def _turned_bad(self, handle: ChannelHandle) -> None:
         self._ready.discard(handle)
-        if self._names is not None and handle not in self._failing:
-            # Once per failure: an address that stays dead is no news.
+        if self._names is not None:
+            # Not again and again: the state of an address that stays dead does not
+            # change any more.
             self._names.poke()
-        self._failing.add(handle)
 
     def _ended(self, mark: Mark, code: int, origin: Origin) -> None:
         failed = has_failed(code, origin)

@@ -106,12 +106,13 @@ class Half:
 
 
 def surroundings(*, resolve=None, publish=None, clock=None, **times):
-    """Return surroundings whose times are short, unless a test says else."""
-    short = {"drain_s": 10.0, "reload_s": 0.02, "resolve_gap_s": 0.02}
+    """Return surroundings that look often and wait long, unless a test says else."""
+    short = {"reload_s": 0.02, "resolve_gap_s": 0.02}
+    patient = {"drain_s": 10.0, "warm_up_s": 30.0}
     given = {"resolve": resolve, "publish": publish, "clock": clock}
     return Surroundings(
         rng=Half(),
-        times=Times(**{**short, **times}),
+        times=Times(**{**short, **patient, **times}),
         **{name: value for name, value in given.items() if value is not None},
     )
 

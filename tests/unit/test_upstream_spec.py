@@ -101,16 +101,14 @@ def test_the_pause_between_tries_to_connect_is_bounded(tls):
 
 
 @pytest.mark.parametrize(
-    ("spec", "address", "authority", "checked_name"),
+    ("spec", "address", "authority"),
     [
-        ({}, Address("127.0.0.1:1"), None, None),
-        ({}, Address("ipv4:10.0.0.1:1", "shop:1"), "shop:1", None),
-        ({"tls": True}, Address("ipv4:10.0.0.1:1", "shop:1"), "shop:1", "shop"),
-        ({"tls": True, "authority": "b"}, Address("shop:1"), "b", "b"),
+        ({}, Address("127.0.0.1:1"), None),
+        ({}, Address("ipv4:10.0.0.1:1", "shop:1"), "shop:1"),
+        ({"tls": True, "authority": "b"}, Address("shop:1"), "b"),
     ],
 )
-def test_a_callee_is_called_by_its_name(spec, address, authority, checked_name):
+def test_a_callee_is_called_by_its_name(spec, address, authority):
     """Addresses that were looked up are dialled under the name they were found by."""
     found = arguments(UpstreamSpec(targets=ONE, **spec), address)
     assert found.get("grpc.default_authority") == authority
-    assert found.get("grpc.ssl_target_name_override") == checked_name
