@@ -277,9 +277,10 @@ class Pool:
             self._turned_bad(handle)
 
     def _turned_ready(self, handle: ChannelHandle) -> None:
-        is_first = not (self._ready - {handle})
+        # Asked anew: another one's watcher may not have seen yet that it was lost.
+        others = any(one.is_ready for one in self._ready if one is not handle)
         self._ready.add(handle)
-        if is_first:
+        if not others:
             self._on_ready(self._name)
 
     def _turned_bad(self, handle: ChannelHandle) -> None:

@@ -106,7 +106,20 @@ async def test_ready_is_told_when_the_first_address_is_there():
         await until(lambda: channels.states().count("READY") == 0)
         await made[1].up()
         await until(lambda: channels.ready == ["up", "up"])
-        assert [one.drops for one in channels.view().addresses] == [2, 1]
+        await until(lambda: [one.drops for one in channels.view().addresses] == [2, 1])
+
+
+async def test_ready_is_told_though_a_loss_was_not_noticed_yet():
+    """An address whose end nobody has looked at does not hide another's return."""
+    async with callees(2) as made, open_channels(up=pool_of(made)) as channels:
+        for one in made:
+            await one.down()
+        await until(lambda: channels.states() == ["TRANSIENT_FAILURE"] * 2)
+        pool = channels.channels._pools["up"]
+        await until(lambda: not pool._ready)
+        pool._ready.add(pool._order[0])
+        await made[1].up()
+        await until(lambda: channels.ready == ["up", "up"])
 
 
 async def test_all_addresses_down_fails_as_transport():
