@@ -95,18 +95,19 @@ async def test_pick_first_keeps_to_the_first_that_is_there():
 async def test_ready_is_told_when_the_first_address_is_there():
     """One of several coming or going is no news; the first one back is."""
     async with callees(2) as made, open_channels(up=pool_of(made)) as channels:
+        noticed = channels.channels._pools["up"]._ready
         assert channels.ready == ["up"]
         await made[0].down()
-        await until(lambda: channels.states().count("READY") == 1)
+        await until(lambda: len(noticed) == 1)
         await made[0].up()
-        await until(lambda: channels.states().count("READY") == 2)
+        await until(lambda: len(noticed) == 2)
         assert channels.ready == ["up"]
         for one in made:
             await one.down()
-        await until(lambda: channels.states().count("READY") == 0)
+        await until(lambda: len(noticed) == 0)
+        assert [one.drops for one in channels.view().addresses] == [2, 1]
         await made[1].up()
         await until(lambda: channels.ready == ["up", "up"])
-        await until(lambda: [one.drops for one in channels.view().addresses] == [2, 1])
 
 
 async def test_ready_is_told_though_a_loss_was_not_noticed_yet():
