@@ -19,7 +19,6 @@ from tests.support.echo_upstream import until
 from tests.support.peer_certificates import Authority
 from tests.support.relay import SERVICE, open_relay
 from tests.support.upstream_rig import (
-    Callee,
     ScriptedNames,
     callees,
     open_channels,
@@ -115,12 +114,14 @@ async def test_a_handshake_that_fails_is_a_failure_of_the_transport(
     signer = Authority() if failure == "wrong CA" else authority
     name = "other.example" if failure == "wrong name" else "127.0.0.1"
     files = signer.issue(tmp_path / "server", name, expired=failure == "expired")
-    callee = Callee(
-        None if failure == "plain" else files,
-        asks_for_certificate=failure == "no client certificate",
-    )
-    await callee.up()
-    async with open_relay(specs={"up": spec_of(callee, client_files)}) as relay:
+    given = {
+        "files": None if failure == "plain" else files,
+        "asks_for_certificate": failure == "no client certificate",
+    }
+    async with (
+        callees(1, **given) as (callee,),
+        open_relay(specs={"up": spec_of(callee, client_files)}) as relay,
+    ):
         call = relay.channel.unary_unary(SERVICE + "Join")(b"x", timeout=30)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         (outcome,) = relay.guard.outcomes
@@ -128,7 +129,6 @@ async def test_a_handshake_that_fails_is_a_failure_of_the_transport(
         assert of_upstream(outcome.code, outcome.origin) is Verdict.HARD
         assert relay.ready == []
         assert callee.calls == 0
-    await callee.down()
 
 
 async def test_a_callee_over_tls_that_comes_back_is_found(server_files, client_files):

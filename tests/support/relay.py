@@ -85,6 +85,10 @@ async def open_relay(
     await relay.wire.start()
     relay.channel = relay.dial()
     try:
+        if specs is not None:
+            # On a busy machine the caller's own first try may take too long, and a
+            # failure must be the upstream's.
+            await relay.channel.channel_ready()
         yield relay
     finally:
         await relay.channel.close()
