@@ -127,6 +127,13 @@ async def open_site(target, attempts=1):
         await until(lambda: len(site.tasks) == 0)
 
 
-def descriptors():
-    """Return how many descriptors this process has open."""
-    return len(tuple(Path("/proc/self/fd").iterdir()))
+def sockets():
+    """Return how many sockets this process has open.
+
+    Not all descriptors: the library makes and drops pollers as it sees fit.
+    """
+    found = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += str(path.readlink()).startswith("socket:")
+    return found

@@ -41,6 +41,7 @@ PAUSE_S = 0.05
 """Long enough for a connection to be taken for ready."""
 KIB = 1024
 PADDED = 8
+STAGES = ("nothing", "headers", "part", "data", "trailers")
 HTTP_1 = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
 TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x28"
 """What a TLS server says to plaintext: a fatal alert, handshake failure."""
@@ -133,6 +134,7 @@ def _until(stream, after):
         "headers": (headers(stream, *RESPONSE),),
         "part": (headers(stream, *RESPONSE), data(stream, whole[:-2])),
         "data": (headers(stream, *RESPONSE), data(stream, whole)),
+        "trailers": (proper(stream),),
     }
     return b"".join(parts[after])
 
@@ -344,7 +346,7 @@ MISBEHAVIOURS = {
     # RST_STREAM: at once, after headers, within a message, and after it.
     **{
         f"rst-{name}-after-{after}": partial(reset, code=code, after=after)
-        for after in ("nothing", "headers", "part", "data")
+        for after in STAGES
         for name, code in CODES.items()
     },
     # Floods.
@@ -372,6 +374,8 @@ MISBEHAVIOURS = {
     "closes-in-a-frame": closes_in_a_frame,
     "silent": silent,
     "silent-after-settings": silent_after_settings,
+    "silent-after-headers": replying(GOOD),
+    "silent-after-message": replying(GOOD, WHOLE),
     # Responses that are none.
     "no-grpc-status": replying(GOOD, WHOLE, head(("x-a", "b"), end=True)),
     "no-trailers": replying(GOOD, body(message(ANSWER), end=True)),
