@@ -20,7 +20,7 @@ ANY_METHOD: Final = "*"
 MAX_ATTEMPTS: Final = 5
 """gRFC A6 lets no client make more than five attempts of one call."""
 
-_LETTERS: Final = ("off", "on", "always")
+LETTERS: Final = ("off", "on", "always")
 _TIMES: Final = ("timeout_s", "backoff_s", "backoff_max_s", "hedge_s", "slow_s")
 _STATUSES: Final = frozenset(code.name for code in Code if code is not Code.OK)
 
@@ -247,9 +247,9 @@ def _mistakes(rule: MethodRule) -> Iterable[Mistake]:
         except Invalid:
             wanted = "must be /package.Service/Method, /package.Service/* or *"
             yield Mistake(("match",), f"{rule.match!r} {wanted}")
-    if rule.letter not in _LETTERS:
+    if rule.letter not in LETTERS:
         yield Mistake(
-            ("letter",), f"{rule.letter!r} must be one of {', '.join(_LETTERS)}"
+            ("letter",), f"{rule.letter!r} must be one of {', '.join(LETTERS)}"
         )
     yield from above(rule, 0, *_TIMES)
     yield from at_least(rule, 1, "max_attempts")
