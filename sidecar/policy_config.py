@@ -5,36 +5,29 @@ The tables `[circuit]`, `[retry]`, `[budget]` and so on are the settings that an
 can be configured, by the unit in its name, without a line here.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sidecar.call.standing import GuardSettings, UpstreamPolicy
 from sidecar.toml_table import Given, as_table, build, read
-from sidecar.toml_value import (
-    COUNT,
-    TIME,
-    Kind,
-    bounded,
-    choice,
-    fields_of,
-    kinds_of,
-    off,
-)
+from sidecar.toml_value import TIME, Kind, choice, fields_of, kinds_of, off
 
-_SPECIAL: Final = {
-    "concurrency": bounded(COUNT, 1),
-    "limit": choice(("fixed", "adaptive")),
-    "queue": bounded(COUNT, 0),
-    "queue_max_s": bounded(TIME, 0),
-    "slow_s": off(TIME, float("inf")),
-}
+FIXED: Final = "fixed"
+ADAPTIVE: Final = "adaptive"
+"""Both what `limit` may be and the table with the bounds of one that is learnt."""
+
+_SPECIAL: Final = {"slow_s": off(TIME, float("inf"))}
 """Where type and name of a field do not say all."""
 
 TABLES: Final[Mapping[str, type]] = fields_of(UpstreamPolicy)
 """Settings class by table."""
-KEYS: Final[Mapping[str, Kind]] = kinds_of(UpstreamPolicy, _SPECIAL)
-"""Keys of an upstream that are no tables."""
+KEYS: Final[Mapping[str, Kind]] = {
+    **kinds_of(UpstreamPolicy, _SPECIAL),
+    "limit": choice((FIXED, ADAPTIVE)),
+}
+"""Keys of an upstream that are no tables. `limit` says whether the adaptive table is
+in force, which for a policy is whether it has one."""
 TABLE_KEYS: Final[Mapping[str, Mapping[str, Kind]]] = {
     name: kinds_of(settings, _SPECIAL) for name, settings in TABLES.items()
 }
@@ -72,27 +65,66 @@ def read_tables(
 
 
 def policy(
-    prefix: str, given: PolicyGiven, defaults: PolicyGiven, mistakes: list[str]
+    place: str, given: PolicyGiven, defaults: PolicyGiven, mistakes: list[str]
 ) -> UpstreamPolicy | None:
     """Return the policy of one upstream; None if there is none of its own."""
-    arguments = _arguments(prefix, given, defaults, mistakes)
-    if not given.plain.values and not given.tables:
+    arguments = _tables(f"{place}.", given, defaults, mistakes)
+    plain = given.plain.over(defaults.plain)
+    mistakes.extend(_of_no_use(place, given, plain))
+    made = build(
+        UpstreamPolicy, _fields(given.plain), _fields(defaults.plain), place, mistakes
+    )
+    if made is None or not (given.plain.values or given.tables):
         return None
-    return UpstreamPolicy(**arguments)
+    return replace(made, **_in_force(arguments, plain))
 
 
 def guard_settings(given: PolicyGiven, mistakes: list[str]) -> GuardSettings:
-    """Return what holds for every upstream that has no policy of its own."""
-    return GuardSettings(**_arguments("", given, PolicyGiven(), mistakes))
+    """Return what holds for every upstream that has no policy of its own.
+
+    Args:
+        given: its plain keys come from options, which are checked already.
+        mistakes: one line each; more are added.
+    """
+    arguments = _tables("", given, PolicyGiven(), mistakes)
+    plain = dict(_fields(given.plain).values)
+    return GuardSettings(**plain, **_in_force(arguments, given.plain))
 
 
-def _arguments(
+def _tables(
     prefix: str, given: PolicyGiven, defaults: PolicyGiven, mistakes: list[str]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = dict(given.plain.over(defaults.plain).values)
+    found: dict[str, Any] = {}
     for name, settings in TABLES.items():
         made = build(
             settings, given.of(name), defaults.of(name), prefix + name, mistakes
         )
         found[name] = settings() if made is None else made
     return found
+
+
+def _fields(plain: Given) -> Given:
+    """Return what becomes fields of the policy as it is."""
+    values = {key: value for key, value in plain.values.items() if key != "limit"}
+    return Given(values, plain.wrong)
+
+
+def _in_force(tables: dict[str, Any], plain: Given) -> dict[str, Any]:
+    """Return the tables, the adaptive one only if it is asked for."""
+    if plain.values.get("limit") == ADAPTIVE:
+        return tables
+    return {**tables, ADAPTIVE: None}
+
+
+def _of_no_use(place: str, given: PolicyGiven, plain: Given) -> Iterator[str]:
+    """Yield what a limit of the other kind makes useless."""
+    if "limit" in plain.wrong:
+        return
+    is_adaptive = plain.values.get("limit") == ADAPTIVE
+    if not is_adaptive and ADAPTIVE in given.tables:
+        yield f'{place}.{ADAPTIVE}: is of no use without limit = "{ADAPTIVE}"'
+    if is_adaptive and "concurrency" in given.plain.values:
+        yield (
+            f'{place}.concurrency: is of no use with limit = "{ADAPTIVE}"; give'
+            f" {ADAPTIVE}.most"
+        )

@@ -3,7 +3,7 @@
 import math
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Final
@@ -81,18 +81,6 @@ def off(kind: Kind, meaning: object) -> Kind:
             raise Wrong(*(f'{line}, or "off"' for line in error.lines)) from error
 
     return Kind(f'{kind.unit}, or "off"', parse)
-
-
-def bounded(kind: Kind, low: float) -> Kind:
-    """Return a kind of numbers that are `low` or more."""
-
-    def parse(given: object) -> object:
-        found = kind.parse(given)
-        if typing.cast("float", found) < low:
-            raise Wrong(f"expected {low:g} or more")
-        return found
-
-    return replace(kind, parse=parse)
 
 
 def choice(words: Sequence[str]) -> Kind:

@@ -114,7 +114,7 @@ def read_upstreams(
         table = as_table(place, entry, mistakes)
         given, calls = _read(place, table, mistakes)
         made = build(UpstreamTable, given, Given(), place, mistakes)
-        own = policy(f"{place}.", calls, defaults, mistakes)
+        own = policy(place, calls, defaults, mistakes)
         if own is not None:
             policies[name] = own
         if made is not None and isinstance(entry, dict):

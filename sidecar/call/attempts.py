@@ -25,6 +25,10 @@ from sidecar.policy.classify import Code, Verdict
 
 _CLOSED: Final = CircuitState.CLOSED
 _STILL_OUT: Final = -1
+_DROPPED: Final = frozenset(
+    {Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE}
+)
+"""Statuses that tell an adaptive limit that there was too much to do."""
 _NO_ROOM_S: Final = 0.01
 """A caller that goes away this close to its deadline has run out of time."""
 
@@ -69,8 +73,7 @@ class Attempts:
         if not tried.has_answered:
             if elapsed_s >= standing.slow_floor_s:
                 self._look(flight, tried, now, draw)
-            if tried.stops == self._time.stops:
-                standing.median.add(elapsed_s)
+            self._timed(standing, tried, now)
         calls = 0 if tried.is_slow else 1
         circuit = standing.upstream.circuit
         circuit.passed(tried.upstream_ticket, now, calls)
@@ -87,6 +90,8 @@ class Attempts:
         """Count a failure at both circuits, as far as it says anything."""
         standing = flight.method
         standing.flying.pop(tried, None)
+        if outcome.code in _DROPPED and outcome.origin is not Origin.LOCAL:
+            standing.upstream.timed(now - tried.started, now, dropped=True)
         about_upstream, about_method = self._verdicts(flight, tried, outcome)
         for circuit, ticket, verdict in (
             (standing.upstream.circuit, tried.upstream_ticket, about_upstream),
@@ -122,8 +127,7 @@ class Attempts:
         standing = flight.method
         tried.has_answered = True
         standing.flying.pop(tried, None)
-        if tried.stops == self._time.stops:
-            standing.median.add(now - tried.started)
+        self._timed(standing, tried, now)
         if standing.upstream.circuit.answered(tried.upstream_ticket, now):
             tried.upstream_ticket = 0
             self._circuits.settle(standing.upstream.circuit)
@@ -157,6 +161,16 @@ class Attempts:
                 late.append((tried, flight))
             for tried, flight in late:
                 self._look(flight, tried, now, draw)
+
+    def _timed(self, standing: MethodStanding, tried: Try, now: float) -> None:
+        """Learn how long an answer took; not from one that we slept through."""
+        if tried.stops == self._time.stops:
+            elapsed_s = now - tried.started
+            standing.median.add(elapsed_s)
+            if standing.circuit.baseline is not None:
+                standing.circuit.baseline.latency(elapsed_s)
+            if standing.upstream.gradient is not None:
+                standing.upstream.timed(elapsed_s, now)
 
     def _look(self, flight: Flight, tried: Try, now: float, draw: float) -> None:
         standing = flight.method

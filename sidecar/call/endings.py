@@ -98,7 +98,7 @@ class Endings:
         if classify.may_be_letter(layer):
             why_not = self._why_no_letter(flight, now)
             if why_not is None:
-                return self._park(flight, answer)
+                return self._park(flight, answer, now)
             if why_not:
                 answer = answers.without_letter(answer, why_not)
         self._unsuccessful(flight, answer.code, now)
@@ -111,11 +111,17 @@ class Endings:
             why_not = self._why_no_letter(flight, now, committed=outcome.committed)
             if why_not is None:
                 answer = answers.passed_on(outcome, trailers)
-                return self._park(flight, answer)
+                return self._park(flight, answer, now)
             if why_not:
                 trailers += answers.no_letter_trailer(why_not)
         self._unsuccessful(flight, outcome.code, now)
         return Finish(None, trailers)
+
+    def given_up(self, flight: Flight, answer: Answer, now: float) -> Refuse:
+        """End a call that waited, with the answer of whoever ends the wait."""
+        flight.refused_by = "limit"
+        self._unsuccessful(flight, answer.code, now)
+        return Refuse(answer)
 
     def resolved(self, token: int, result: Resolution, now: float) -> Finish:
         """End a call whose letter was taken or refused; an unknown token passes."""
@@ -152,9 +158,9 @@ class Endings:
             return "TOO_MANY_WAITING"
         return None
 
-    def _park(self, flight: Flight, answer: Answer) -> Letter:
+    def _park(self, flight: Flight, answer: Answer, now: float) -> Letter:
         """Ask for a letter; the call's place at the upstream is free meanwhile."""
-        self._places.leave(flight)
+        self._places.leave(flight, now)
         token = flight.token = next(self._tokens)
         self._parked[token] = flight
         flight.answer = answer
@@ -178,7 +184,7 @@ class Endings:
     def _over(self, flight: Flight, code: int, now: float) -> CallCounts:
         """Forget a call; return where its end is to be counted."""
         flight.is_over = True
-        self._places.leave(flight)
+        self._places.leave(flight, now)
         if self.watch is not None:
             self.watch(_seen(flight, code, now))
         if flight.is_delivery:

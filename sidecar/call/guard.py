@@ -23,6 +23,7 @@ from sidecar.call.descriptor import (
     Call,
     Fault,
     Finish,
+    GivenUp,
     Go,
     Letter,
     Outcome,
@@ -31,11 +32,12 @@ from sidecar.call.descriptor import (
     Resolution,
     Retry,
     Trailers,
+    Wait,
 )
 from sidecar.call.endings import Endings, Watch
 from sidecar.call.flight import Flight, Hedge, Try
 from sidecar.call.metadata import asked_of
-from sidecar.call.places import Places
+from sidecar.call.places import Places, Resolve, full, waited_in_vain
 from sidecar.call.routes import Routes
 from sidecar.call.standing import GuardSettings, Standings, UpstreamPolicy
 from sidecar.policy import classify
@@ -65,6 +67,10 @@ def no_hint(_trailers: Trailers) -> float | None:
     return None
 
 
+def nobody(_token: int, _result: Resolution) -> None:
+    """Tell nobody, where no call ever waits."""
+
+
 class FaultSource(Protocol):
     """What an operator wants to go wrong."""
 
@@ -76,7 +82,7 @@ class FaultSource(Protocol):
 class CallGuard:
     """The outbound guard of one sidecar; see `descriptor.Guard`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its surroundings, all of them named
         self,
         routes: Routes,
         settings: GuardSettings | None = None,
@@ -85,6 +91,7 @@ class CallGuard:
         now: float,
         details: Details = no_details,
         retry_hint: Hint = no_hint,
+        resolve: Resolve = nobody,
     ) -> None:
         """Start with every circuit closed.
 
@@ -95,6 +102,7 @@ class CallGuard:
             now: monotonic seconds.
             details: makes the `grpc-status-details-bin` of refusals.
             retry_hint: reads google.rpc.RetryInfo.
+            resolve: the wire's; needed where calls wait for a place.
         """
         settings = settings or GuardSettings()
         self._settings = settings
@@ -103,7 +111,7 @@ class CallGuard:
         self._circuits = Circuits(self._standings, settings, publish, self._time)
         self._attempts = Attempts(self._circuits, self._time)
         self._tokens = itertools.count(1)
-        self._places = Places()
+        self._places = Places(self._tokens, resolve)
         self._endings = Endings(settings, details, self._places, self._tokens, now)
         self._retry_hint = retry_hint
         self._killed: str | None = None
@@ -118,8 +126,8 @@ class CallGuard:
 
     # The wire's side.
 
-    def begin(self, call: Call, now: float) -> Go | Refuse | Letter:
-        """Admit a call, refuse it, or ask for its letter."""
+    def begin(self, call: Call, now: float) -> Go | Wait | Refuse | Letter:
+        """Admit a call, let it wait for a place, refuse it, or ask for its letter."""
         self._now = now
         asked = asked_of(call.metadata)
         named = None if asked is None else asked.upstream
@@ -135,8 +143,9 @@ class CallGuard:
             stopped = _killed(self._killed)
             return self._endings.refused(flight, "kill_switch", stopped, now)
         if not self._places.enter(flight):
-            full = method.upstream.limit.refusal()
-            return self._endings.refused(flight, "limit", full, now)
+            wait = self._places.wait(flight, now)
+            self.counts.held = self._places.held
+            return wait or self._endings.refused(flight, "limit", full(flight), now)
         return self._first(flight, now)
 
     def attempt(self, permit: Permit, now: float) -> Go | Refuse | Letter | Await:
@@ -224,11 +233,26 @@ class CallGuard:
             flight.landed(tried)
             self._attempts.vanished(flight, tried, active, draw=0.0)
         self._endings.cancelled(flight, now)
+        self.counts.held = self._places.held
 
-    def resolved(self, token: int, result: Resolution, now: float) -> Finish:
-        """End a call whose letter was taken or refused; unknown tokens pass."""
+    def resolved(
+        self, token: int, result: Resolution, now: float
+    ) -> Go | Refuse | Finish | Letter:
+        """Go on with a call that waited, or end one that asked for a letter.
+
+        Unknown tokens pass.
+        """
         self._now = now
-        return self._endings.resolved(token, result, now)
+        flight = self._places.taken_out(token)
+        if flight is None:
+            return self._endings.resolved(token, result, now)
+        self.counts.held = self._places.held
+        if isinstance(result, GivenUp):
+            return self._endings.given_up(flight, result.answer, now)
+        if flight.has_place and now < flight.expires:
+            return self._first(flight, now)
+        vain = waited_in_vain(flight, now - flight.began)
+        return self._endings.refused(flight, "limit", vain, now)
 
     def tick(self, now: float, draw: float = 0.0) -> None:
         """Count what hangs, end the rests of open circuits, expire leases."""
@@ -236,6 +260,7 @@ class CallGuard:
         active = self._time.tick(now)
         self._attempts.look(self._standings.methods(), active, draw)
         self._circuits.tick(active)
+        self._places.tick(self._standings.upstreams(), now)
 
     # What operators and the rest of the sidecar ask and order.
 

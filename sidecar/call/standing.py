@@ -1,21 +1,27 @@
 """What a guard knows of each upstream and of each of its methods."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from sidecar.call.limits import ConcurrencyLimit
 from sidecar.call.routes import MethodRule, Route, Routes
+from sidecar.policy.baseline import Baseline, BaselineSettings
+from sidecar.policy.bounds import Mistake, above, at_least, refuse
 from sidecar.policy.budget import BudgetSettings, RetryBudget
 from sidecar.policy.circuit import Circuit, CircuitSettings
 from sidecar.policy.classify import Code, Repeat, retryable_codes
+from sidecar.policy.fair_queue import FairQueue
+from sidecar.policy.gradient import Gradient, GradientSettings
 from sidecar.policy.median import Median
 from sidecar.policy.retry import RetrySettings
 
 if TYPE_CHECKING:
     from sidecar.call.flight import Flight, Try  # which know their method's standing
 
+_NEVER: Final = 1 << 30
+_BASELINE: Final = BaselineSettings()
 _SLOW_FACTOR: Final = 3.0
 """A call that takes so many times what the method usually does is slow."""
 
@@ -25,10 +31,28 @@ class UpstreamPolicy:
     """What holds for the calls to one upstream."""
 
     concurrency: int = 1024
-    """Most calls in flight."""
+    """Most calls in flight; under an adaptive limit that limit's own bounds hold."""
+    adaptive: GradientSettings | None = None
+    """How to learn the limit from how long calls take; None means that it is fixed."""
+    queue: int = 0
+    """Most calls that wait for a place."""
+    queue_max_s: float = 1.0
+    """Longest that one waits."""
     circuit: CircuitSettings = field(default_factory=CircuitSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
+
+    def __post_init__(self) -> None:
+        """Check what the parts do not check themselves.
+
+        Raises:
+            BadSettings: BAD_UPSTREAM_POLICY, naming every mistake.
+        """
+        refuse(
+            "BAD_UPSTREAM_POLICY",
+            "the policy of an upstream is not possible",
+            _mistakes(self),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +82,35 @@ class GuardSettings(UpstreamPolicy):
 class UpstreamStanding:
     """How an upstream stands."""
 
-    __slots__ = ("budget", "circuit", "limit", "name", "policy")
+    __slots__ = ("budget", "circuit", "gradient", "limit", "name", "policy", "queue")
 
     def __init__(self, name: str, policy: UpstreamPolicy, now: float) -> None:
         self.name = name
         self.policy = policy
         # One slow method must not shut out the others: what is slow counts against
         # the upstream only while nothing at all gets an answer from it.
-        settings = dataclasses.replace(policy.circuit, slow_ratio=1.0)
+        settings = dataclasses.replace(
+            policy.circuit, slow_ratio=1.0, slow_in_a_row=_NEVER
+        )
         self.circuit = Circuit(name, settings, now=now)
-        self.limit = ConcurrencyLimit(name, policy.concurrency)
+        self.gradient: Gradient | None = None
+        most = policy.concurrency
+        if policy.adaptive is not None:
+            self.gradient = Gradient(policy.adaptive, now=now)
+            most = self.gradient.limit
+        self.limit = ConcurrencyLimit(name, most)
+        self.queue: FairQueue[Flight] | None = None
+        if policy.queue:
+            self.queue = FairQueue(policy.queue)
         self.budget = RetryBudget(policy.budget, now=now)
+
+    def timed(self, elapsed_s: float, now: float, *, dropped: bool = False) -> None:
+        """Let an adaptive limit learn from a call that was answered, or was not."""
+        gradient, limit = self.gradient, self.limit
+        if gradient is not None and gradient.sample(
+            elapsed_s, limit.in_flight, now, dropped=dropped
+        ):
+            limit.most = gradient.limit
 
 
 class Pulse:
@@ -114,14 +156,19 @@ class MethodStanding:
         self.retry = _retry_of(rule, upstream.policy.retry)
         self.is_stamped = rule.idempotent or rule.letter != "off"
         """Its calls carry an idempotency key from the first attempt on."""
-        self.slow_floor_s = rule.slow_s or upstream.policy.circuit.slow_s
+        self.slow_floor_s = _slow_floor_s(rule, upstream.policy.circuit)
         """No call that took less is slow."""
 
     def slow_after_s(self) -> float:
         """Return after how long a call is slow."""
         if self.rule.slow_s is not None:
             return self.rule.slow_s
-        return max(self.slow_floor_s, _SLOW_FACTOR * self.median.usual_s())
+        baseline = self.circuit.baseline
+        learned_s = None if baseline is None else baseline.slow_s()
+        if learned_s is not None:
+            return learned_s
+        usual_s = _SLOW_FACTOR * self.median.usual_s()
+        return max(self.upstream.policy.circuit.slow_s, usual_s)
 
 
 class Standings:
@@ -180,6 +227,10 @@ class Standings:
         found += [standing.circuit for standing in self.methods()]
         return sorted(found, key=lambda circuit: circuit.circuit_id)
 
+    def upstreams(self) -> Iterable[UpstreamStanding]:
+        """Return every upstream."""
+        return self._upstreams.values()
+
     def methods(self) -> Iterator[MethodStanding]:
         """Return the methods seen so far; those beyond the bound are one each."""
         yield from self._methods.values()
@@ -228,7 +279,17 @@ def _pulse(
     settings = upstream.policy.circuit
     if rule.shadow:
         settings = dataclasses.replace(settings, shadow=True)
-    return Pulse(Circuit(circuit_id, settings, now=now))
+    circuit = Circuit(circuit_id, settings, now=now)
+    if settings.learn:
+        circuit.baseline = Baseline(_BASELINE, now=now)
+    return Pulse(circuit)
+
+
+def _slow_floor_s(rule: MethodRule, settings: CircuitSettings) -> float:
+    if rule.slow_s is not None:
+        return rule.slow_s
+    least_s = _BASELINE.slow_least_s
+    return min(settings.slow_s, least_s) if settings.learn else settings.slow_s
 
 
 def _repeat_of(rule: MethodRule) -> Repeat:
@@ -249,3 +310,9 @@ def _retry_of(rule: MethodRule, usual: RetrySettings) -> RetrySettings:
     base_s = rule.backoff_s or min(usual.base_s, rule.backoff_max_s or usual.base_s)
     cap_s = rule.backoff_max_s or max(usual.cap_s, base_s)
     return dataclasses.replace(usual, base_s=base_s, cap_s=cap_s)
+
+
+def _mistakes(policy: UpstreamPolicy) -> Iterator[Mistake]:
+    yield from at_least(policy, 1, "concurrency")
+    yield from at_least(policy, 0, "queue")
+    yield from above(policy, 0, "queue_max_s")

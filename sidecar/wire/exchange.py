@@ -65,6 +65,7 @@ class Exchange:
         self._permit: Permit | None = None
         self._live: dict[int, Attempt] = {}
         """Attempts on their way, by number."""
+        self._contest: Race | None = None
         self._winner: int | None = None
         """The attempt whose response is passed on."""
         self._outcome: Outcome | None = None
@@ -115,9 +116,7 @@ class Exchange:
             return _alone(self._ended(go, gone))
         self._winner = None
         if parts.guard.due(go.permit, self._now()) is not None:
-            await settled(self._caller.replay, parts.options.join_s)
-            if self._caller.replay.only_message is not None:
-                return await self._race(go)
+            return await self._race(go)
         outcome = await self._made(go, handle).run()
         self._live.clear()
         return _alone(self._ended(go, outcome))
@@ -134,6 +133,9 @@ class Exchange:
             self._winner = attempt
             permit = cast("Permit", self._permit)  # an attempt was made
             self._parts.guard.answered(permit, attempt, self._now())
+            if self._contest is not None:
+                self._contest.won_by(attempt)
+                self._live = {attempt: self._live[attempt]}
         return self._winner == attempt
 
     def _ended(self, go: Go, outcome: Outcome) -> Verdict | Await:
@@ -145,11 +147,13 @@ class Exchange:
     async def _race(self, go: Go) -> Verdict:
         """Make attempts side by side until one settles the call."""
         gos = {go.attempt: go}
-        race = Race(self._contender, self._parts.tasks)
+        race = self._contest = Race(self._contender, self._parts.tasks)
         race.start(go)
         try:
             while True:
                 ended = await race.next(self._until_due(go.permit))
+                if ended is None and self._caller.replay.only_message is None:
+                    return await self._lone(race, gos)
                 if ended is None:
                     more = self._parts.guard.attempt(go.permit, self._now())
                     if isinstance(more, Go):
@@ -165,7 +169,14 @@ class Exchange:
                     self._live.clear()
                     return verdict
         finally:
+            self._contest = None
             await race.stop()
+
+    async def _lone(self, race: Race, gos: dict[int, Go]) -> Verdict:
+        """Leave the first attempt alone: its request is not one whole message."""
+        number, outcome = await race.only()
+        self._live.clear()
+        return _alone(self._ended(gos[number], outcome))
 
     def _contender(self, go: Go) -> Attempt:
         # The channel was there when the race began; one that is taken away meanwhile

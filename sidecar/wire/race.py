@@ -37,17 +37,26 @@ class Race:
         """
         try:
             async with asyncio.timeout(limit_s):
-                number, ended = await self._done.get()
+                return await self.only()
         except TimeoutError:
             return None
+
+    async def only(self) -> tuple[int, Outcome]:
+        """Return the next attempt that ended, however long it takes.
+
+        Raises:
+            CallerGone: an attempt cannot pass its answer on.
+        """
+        number, ended = await self._done.get()
         if isinstance(ended, Exception):
             raise ended
         return number, ended
 
-    async def won_by(self, number: int) -> None:
-        """End all but one; they did not matter."""
-        for other in [one for one in self._running if one != number]:
-            await finish(self._running.pop(other))
+    def won_by(self, number: int) -> None:
+        """Begin to end all but one; nothing is heard of them any more."""
+        for other, task in self._running.items():
+            if other != number:
+                task.cancel()
 
     async def stop(self) -> None:
         """End all that are still running."""

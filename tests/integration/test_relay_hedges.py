@@ -107,6 +107,29 @@ async def test_a_stream_that_answers_is_not_hedged(relay):
     assert [method for method, _ in relay.echo.seen] == [SERVICE + "Count"]
 
 
+async def test_a_loser_is_cancelled_while_the_winner_goes_on(relay):
+    """A stream may go on for hours; the other attempt must not."""
+    gate = asyncio.Event()
+
+    async def stream(_, context):
+        await context.read()
+        relay.slow.begun += 1
+        if relay.slow.begun == 1:
+            await relay.slow.hang()
+        await context.write(b"first")
+        await gate.wait()
+
+    relay.echo.extra["First"] = stream
+    call = relay.stream("First", timeout=20)
+    await call.write(b"x")
+    await call.done_writing()
+    assert await call.read() == b"first"
+
+    await until(lambda: relay.slow.gone == 1)
+    gate.set()
+    assert await call.read() is grpc.aio.EOF
+
+
 async def test_a_request_of_several_messages_is_not_hedged(relay):
     """It is not known to be whole: it goes out once."""
     call = relay.stream("First", timeout=20)

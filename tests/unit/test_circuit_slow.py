@@ -2,6 +2,7 @@
 
 import pytest
 
+from sidecar.policy.baseline import Baseline, BaselineSettings
 from sidecar.policy.circuit import Circuit, CircuitSettings, CircuitState
 from sidecar.policy.classify import Verdict
 
@@ -25,9 +26,11 @@ def trip(circuit, now=0.0):
     assert circuit.state is OPEN
 
 
-def test_five_slow_calls_and_no_others_open_it():
+def test_five_calls_in_a_row_without_an_answer_open_it():
     """A black hole gives no failures for as long as its callers are patient."""
     circuit = made()
+    for _ in range(1000):
+        circuit.passed(circuit.admit(0.0), 0.0)
     for _ in range(4):
         assert circuit.slow(circuit.admit(0.0), 2.0, 0.0)
     assert circuit.state is CLOSED
@@ -35,22 +38,37 @@ def test_five_slow_calls_and_no_others_open_it():
     circuit.slow(circuit.admit(0.0), 2.0, 0.0)
 
     assert circuit.state is OPEN
-    assert circuit.reason == "5 of 5 calls were slow within 10 s"
+    assert circuit.reason == "5 calls in a row got no answer in time"
 
 
-def test_slow_calls_among_quick_ones_do_not_open_it():
-    """Below the share of 0.8 they are the tail that every callee has."""
+@pytest.mark.parametrize("sign_of_life", ["passed", "answered"])
+def test_any_answer_ends_the_row(sign_of_life):
+    """A tail of slow calls among others is what every callee has."""
     circuit = made()
-    for _ in range(2):
-        circuit.passed(circuit.admit(0.0), 0.0)
-    for _ in range(7):
-        circuit.slow(circuit.admit(0.0), 2.0, 0.0)
+    for _ in range(5):
+        for _ in range(4):
+            circuit.slow(circuit.admit(0.0), 2.0, 0.0)
+        for _ in range(10):
+            getattr(circuit, sign_of_life)(circuit.admit(2.0), 2.0)
+            circuit.passed(circuit.admit(2.0), 2.0)
+
+    assert circuit.state is CLOSED
+
+
+def test_mostly_slow_calls_open_it_even_if_some_are_not():
+    """Eight of ten, whoever else counts rows."""
+    circuit = made(slow_in_a_row=100)
+    for slow in (3, 4):
+        circuit.passed(circuit.admit(2.0), 2.0)
+        for _ in range(slow):
+            circuit.slow(circuit.admit(0.0), 2.0, 0.0)
     assert circuit.slow_calls(2.0) == 7
     assert circuit.state is CLOSED
 
     circuit.slow(circuit.admit(0.0), 2.0, 0.0)
 
     assert circuit.state is OPEN
+    assert circuit.reason == "8 of 10 calls were slow within 10 s"
 
 
 def test_a_slow_call_counts_as_one_call():
@@ -70,7 +88,7 @@ def test_a_slow_call_counts_as_one_call():
 
 def test_slow_calls_leave_the_window():
     """Ten seconds later they are forgotten."""
-    circuit = made()
+    circuit = made(slow_in_a_row=100)
     for _ in range(4):
         circuit.slow(circuit.admit(0.0), 2.0, 0.0)
 
@@ -223,20 +241,21 @@ def test_a_restart_keeps_its_age_and_the_length_of_its_rests():
     assert circuit.remaining_s(100.0) == 8.0
 
 
-class Usual:
-    """A baseline that knows one number."""
+class Usual(Baseline):
+    """Knows one number."""
 
     def __init__(self, threshold):
+        super().__init__(BaselineSettings(), now=0.0)
         self.threshold = threshold
 
     def failure_threshold(self, calls):
         return self.threshold
 
 
-@pytest.mark.parametrize(("threshold", "failures"), [(None, 10), (15, 15), (3, 3)])
-def test_what_is_usual_replaces_the_ratio_once_it_is_known(threshold, failures):
-    """More where failing is usual, less where it is not; the fixed ratio until then."""
-    circuit = made(consecutive_failures=1000)
+@pytest.mark.parametrize(("threshold", "failures"), [(None, 5), (8, 8), (3, 3)])
+def test_what_is_usual_replaces_the_fixed_numbers_once_it_is_known(threshold, failures):
+    """More where failing is usual, less where it is not."""
+    circuit = made()
     circuit.baseline = Usual(threshold)
     for _ in range(10):
         circuit.passed(circuit.admit(0.0), 0.0)
@@ -246,3 +265,41 @@ def test_what_is_usual_replaces_the_ratio_once_it_is_known(threshold, failures):
 
     assert circuit.state is OPEN
     assert circuit.reason.endswith("usual") is (threshold is not None)
+
+
+def test_a_circuit_that_learns_opens_on_less_than_half():
+    """Three minutes without a failure; then every fourth call fails, no row of five."""
+    circuit = made()
+    circuit.baseline = Baseline(BaselineSettings(), now=0.0)
+    for number in range(1800):
+        circuit.passed(circuit.admit(number / 10), number / 10)
+    opened_after = None
+    for number in range(1800, 1900):
+        now = number / 10
+        if number % 4:
+            circuit.passed(circuit.admit(now), now)
+        else:
+            circuit.failed(circuit.admit(now), HARD, now, 0.0)
+        if circuit.state is OPEN:
+            opened_after = number - 1800
+            break
+
+    assert opened_after is not None
+    assert "more than is usual" in circuit.reason
+
+
+def test_an_outage_is_not_learnt_as_usual():
+    """What is not believed yet is dropped when the circuit opens."""
+    circuit = made()
+    seen = []
+
+    class Watched(Baseline):
+        def discard(self, now):
+            seen.append(now)
+            super().discard(now)
+
+    circuit.baseline = Watched(BaselineSettings(), now=0.0)
+    trip(circuit, 3.0)
+    circuit.failed(circuit.admit(4.0), HARD, 4.0, 0.0)
+
+    assert seen == [3.0]
