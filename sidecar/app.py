@@ -39,7 +39,7 @@ from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
 from sidecar.agent.traffic import Side, Traffic
 from sidecar.call.descriptor import Answer, Metadata, Resolution
-from sidecar.call.guard import CallGuard, GuardSettings
+from sidecar.call.guard import CallGuard
 from sidecar.call.metadata import without_credentials
 from sidecar.call.records import CircuitKeeper, CircuitRecords
 from sidecar.call.routes import Routes, Upstream
@@ -64,6 +64,7 @@ from sidecar.rpc.sidecar import SidecarServicer
 from sidecar.rpc.status import Status
 from sidecar.schema import schema
 from sidecar.wire.grpcio import GrpcioWire, Listener
+from sidecar.wire.options import WireOptions
 from sidecar.wire.protocol import Sent
 from sidecar.wire.upstreams import UpstreamChannels
 
@@ -186,7 +187,7 @@ class Sidecar:
         )
         guard = CallGuard(
             routes,
-            GuardSettings(concurrency=config.concurrency),
+            config.guard,
             publish=self._publish,
             now=self._clock.monotonic(),
             details=details_metadata,
@@ -214,6 +215,7 @@ class Sidecar:
                     address=f"unix:{folder / names.OUTBOUND_SOCKET}", flag="--state"
                 ),
             ),
+            options=WireOptions(replay_bytes=config.replay_bytes),
         )
 
     def _make_inbound_wire(self) -> GrpcioWire:

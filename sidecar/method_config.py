@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from outrigger.core.values import Wrong
-from sidecar.call.routes import LETTERS, MethodRule
+from sidecar.call.routes import LETTERS, MethodRule, status_mistake
 from sidecar.toml_table import Given, as_table, build, read
-from sidecar.toml_value import TIME, Kind, choice, described, kinds_of, off
+from sidecar.toml_value import TIME, Kind, Listing, choice, described, kinds_of, off
 
 
 def _letter(given: object) -> object:
@@ -19,10 +19,20 @@ def _letter(given: object) -> object:
         raise Wrong(f"{error}, or true or false") from error
 
 
-KEYS: Final[Mapping[str, Kind]] = kinds_of(
+def _status(given: object) -> object:
+    mistake = status_mistake(given)
+    if mistake:
+        raise Wrong(mistake)
+    return given
+
+
+KEYS: Final[Mapping[str, Kind | Listing]] = kinds_of(
     MethodRule,
     {
         "letter": Kind('true, false or "always"', _letter),
+        "retry_on": Listing(
+            Kind("gRPC status", _status), 'a list such as ["UNAVAILABLE", "ABORTED"]'
+        ),
         "slow_s": off(TIME, float("inf")),
     },
 )

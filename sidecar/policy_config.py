@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sidecar.call.standing import GuardSettings, UpstreamPolicy
 from sidecar.toml_table import Given, as_table, build, read
-from sidecar.toml_value import TIME, Kind, choice, fields_of, kinds_of, off
+from sidecar.toml_value import TIME, Kind, Listing, choice, fields_of, kinds_of, off
 
 FIXED: Final = "fixed"
 ADAPTIVE: Final = "adaptive"
@@ -22,13 +22,13 @@ _SPECIAL: Final = {"slow_s": off(TIME, float("inf"))}
 
 TABLES: Final[Mapping[str, type]] = fields_of(UpstreamPolicy)
 """Settings class by table."""
-KEYS: Final[Mapping[str, Kind]] = {
+KEYS: Final[Mapping[str, Kind | Listing]] = {
     **kinds_of(UpstreamPolicy, _SPECIAL),
     "limit": choice((FIXED, ADAPTIVE)),
 }
 """Keys of an upstream that are no tables. `limit` says whether the adaptive table is
 in force, which for a policy is whether it has one."""
-TABLE_KEYS: Final[Mapping[str, Mapping[str, Kind]]] = {
+TABLE_KEYS: Final[Mapping[str, Mapping[str, Kind | Listing]]] = {
     name: kinds_of(settings, _SPECIAL) for name, settings in TABLES.items()
 }
 
@@ -37,7 +37,7 @@ TABLE_KEYS: Final[Mapping[str, Mapping[str, Kind]]] = {
 class PolicyGiven:
     """What was said about the calls of one upstream, or of all."""
 
-    plain: Given = Given()
+    plain: Given = field(default_factory=Given)
     """Keys that are no tables."""
     tables: Mapping[str, Given] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ def guard_settings(given: PolicyGiven, mistakes: list[str]) -> GuardSettings:
         mistakes: one line each; more are added.
     """
     arguments = _tables("", given, PolicyGiven(), mistakes)
-    plain = dict(_fields(given.plain).values)
+    plain: dict[str, Any] = dict(_fields(given.plain).values)
     return GuardSettings(**plain, **_in_force(arguments, given.plain))
 
 
@@ -96,7 +96,7 @@ def _tables(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, settings in TABLES.items():
-        made = build(
+        made: Any = build(
             settings, given.of(name), defaults.of(name), prefix + name, mistakes
         )
         found[name] = settings() if made is None else made

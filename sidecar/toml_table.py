@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from outrigger.core.values import Wrong
 from sidecar.policy.bounds import BadSettings, Mistake
-from sidecar.toml_value import Kind, described
+from sidecar.toml_value import Kind, Listing, described
 
 S = TypeVar("S")
 
@@ -52,7 +52,7 @@ def as_table(place: str, raw: object, mistakes: list[str]) -> Mapping[str, objec
 def read(
     place: str,
     raw: Mapping[str, object],
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, Kind | Listing],
     mistakes: list[str],
     *,
     tables: Collection[str] = (),

@@ -2,11 +2,11 @@
 
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Final
+from typing import Any, Final
 
 from outrigger.core import values
 from outrigger.core.values import Wrong
@@ -34,6 +34,39 @@ class Kind:
             raise Wrong(*(f"got {shown}; {line}" for line in error.lines)) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A list of one kind of value; it becomes a tuple."""
+
+    item: Kind
+    expected: str
+    """How such a list is written."""
+
+    @property
+    def unit(self) -> str:
+        """See `Kind`."""
+        return f"list: {self.item.unit}"
+
+    def read(self, given: object) -> tuple[object, ...]:
+        """Return the checked values.
+
+        Raises:
+            Wrong: with one line per wrong entry; they are counted from 1.
+        """
+        if not isinstance(given, list):
+            raise Wrong(f"got {described(given)}; expected {self.expected}")
+        wrong: list[str] = []
+        found = []
+        for number, item in enumerate(given, 1):
+            try:
+                found.append(self.item.read(item))
+            except Wrong as error:
+                wrong.extend(f"entry {number}: {line}" for line in error.lines)
+        if wrong:
+            raise Wrong(*wrong)
+        return tuple(found)
+
+
 def described(given: object) -> str:
     """Return in words what was given."""
     match given:
@@ -56,7 +89,9 @@ def fields_of(settings: type) -> dict[str, type]:
     return {name: kind for name, kind in _hints(settings) if is_dataclass(kind)}
 
 
-def kinds_of(settings: type, special: dict[str, Kind]) -> dict[str, Kind]:
+def kinds_of(
+    settings: type, special: Mapping[str, Kind | Listing]
+) -> dict[str, Kind | Listing]:
     """Return the kind of each plain field of a settings class.
 
     It follows from the field's type and from the unit in its name, unless it is
@@ -93,29 +128,6 @@ def choice(words: Sequence[str]) -> Kind:
         return given
 
     return Kind(listed, parse)
-
-
-def listing(kind: Kind, expected: str) -> Kind:
-    """Return the kind of value that is a list of `kind`; it becomes a tuple."""
-
-    def parse(given: object) -> object:
-        if not isinstance(given, list):
-            raise Wrong(f"expected {expected}")
-        wrong: list[str] = []
-        found = [_item(kind, item, wrong) for item in given]
-        if wrong:
-            raise Wrong(*wrong)
-        return tuple(found)
-
-    return Kind(f"list of {kind.unit}s", parse)
-
-
-def _item(kind: Kind, item: object, wrong: list[str]) -> object:
-    try:
-        return kind.parse(item)
-    except Wrong as error:
-        wrong.extend(f"{line} instead of {described(item)}" for line in error.lines)
-    return None
 
 
 def _number(given: object) -> float:
@@ -164,17 +176,17 @@ TEXT: Final = _of_text("text", values.text)
 FILE: Final = _of_text("file", values.path)
 TARGET: Final = _of_text("target", values.target)
 
-_BY_TYPE: Final = {
+_BY_TYPE: Final[Mapping[Any, Kind | Listing]] = {
     bool: SWITCH,
     int: COUNT,
     float: NUMBER,
     str: TEXT,
     Path: FILE,
-    tuple[str, ...]: listing(TEXT, 'a list such as ["one", "two"]'),
+    tuple[str, ...]: Listing(TEXT, 'a list such as ["one", "two"]'),
 }
 
 
-def _kind(name: str, kind: type) -> Kind:
+def _kind(name: str, kind: type) -> Kind | Listing:
     if typing.get_origin(kind) is typing.Literal:
         return choice(typing.get_args(kind))
     if kind is float and name.endswith("_s"):

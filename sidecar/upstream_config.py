@@ -13,7 +13,7 @@ from sidecar.policy_config import KEYS as POLICY_KEYS
 from sidecar.policy_config import TABLES as POLICY_TABLES
 from sidecar.policy_config import PolicyGiven, policy, read_tables
 from sidecar.toml_table import Given, as_table, build, place_of, read
-from sidecar.toml_value import TARGET, TEXT, TIME, Kind, kinds_of, listing, off
+from sidecar.toml_value import TARGET, TEXT, TIME, Kind, Listing, kinds_of, off
 
 _KEEPALIVE_MIN_S: Final = 10.0
 _RESOLVE_MIN_S: Final = 1.0
@@ -80,12 +80,12 @@ class Upstreams:
     """Service prefix to upstream name."""
 
 
-KEYS: Final[Mapping[str, Kind]] = kinds_of(
+KEYS: Final[Mapping[str, Kind | Listing]] = kinds_of(
     UpstreamTable,
     {
         "target": TARGET,
-        "addresses": listing(TARGET, 'a list such as ["10.0.0.1:50051", ...]'),
-        "services": listing(TEXT, 'a list such as ["package.Service", ...]'),
+        "addresses": Listing(TARGET, 'a list such as ["10.0.0.1:50051", ...]'),
+        "services": Listing(TEXT, 'a list such as ["package.Service", ...]'),
         "keepalive_s": off(TIME, None),
     },
 )
@@ -139,7 +139,7 @@ def _read(
     )
 
 
-def _part(given: Given, keys: Mapping[str, Kind]) -> Given:
+def _part(given: Given, keys: Mapping[str, Kind | Listing]) -> Given:
     return Given(
         {key: value for key, value in given.values.items() if key in keys},
         given.wrong & keys.keys(),

@@ -201,6 +201,15 @@ def service_of(method: str) -> str:
     return method.rpartition("/")[0].lstrip("/")
 
 
+def status_mistake(name: object) -> str:
+    """Return what is wrong with a status to retry on; nothing if it is one."""
+    if name in _STATUSES:
+        return ""
+    near = get_close_matches(str(name).upper(), sorted(_STATUSES), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"expected the name of a gRPC status, such as UNAVAILABLE{hint}"
+
+
 def _by_name(upstreams: Iterable[Upstream]) -> dict[str, Upstream]:
     found: dict[str, Upstream] = {}
     for upstream in upstreams:
@@ -277,10 +286,9 @@ def _unsafe_mistakes(rule: MethodRule) -> Iterable[Mistake]:
 
 def _status_mistakes(rule: MethodRule) -> Iterable[Mistake]:
     for name in dict.fromkeys(rule.retry_on or ()):
-        if name not in _STATUSES:
-            near = get_close_matches(name.upper(), _STATUSES, n=1)
-            hint = f"did you mean {near[0]}?" if near else "write it as UNAVAILABLE"
-            yield Mistake(("retry_on",), f"{name!r} is no gRPC status; {hint}")
+        mistake = status_mistake(name)
+        if mistake:
+            yield Mistake(("retry_on",), f"{name!r}: {mistake}")
 
 
 def _hedge_mistakes(rule: MethodRule) -> Iterable[Mistake]:

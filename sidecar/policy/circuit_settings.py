@@ -77,7 +77,7 @@ def _mistakes(settings: CircuitSettings) -> Iterator[Mistake]:
         "probes_at_once",
         "probes_to_close",
     )
-    times = ("window_s", "slow_s", "open_s", "lease_s", "probe_retry_s")
+    times = ("window_s", "slow_s", "open_s", "open_max_s", "lease_s", "probe_retry_s")
     yield from at_least(settings, 1, *counts)
     yield from above(settings, 0, *times)
     yield from above(settings, 0, "failure_ratio", "slow_ratio")

@@ -216,7 +216,7 @@ class Gradient:
 
 
 def _mistakes(settings: GradientSettings) -> Iterator[Mistake]:
-    yield from at_least(settings, 1, "least", "tolerance")
+    yield from at_least(settings, 1, "least", "initial", "most", "tolerance")
     yield from above(settings, 0, "smoothing", "window_s")
     yield from at_most(settings, 1, "smoothing")
     yield from at_least(settings, 1, "window_samples", "long_window")

@@ -110,7 +110,9 @@ def _wanted_s(settings: RetrySettings, failure: Failure, draw: float) -> float |
 
 
 def _mistakes(settings: RetrySettings) -> Iterator[Mistake]:
-    yield from above(settings, 0, "base_s", "throttle_base_s")
+    yield from above(
+        settings, 0, "base_s", "cap_s", "throttle_base_s", "throttle_cap_s"
+    )
     yield from at_least(settings, 0, "pushback_max_s")
     yield from ordered(settings, "base_s", "cap_s")
     yield from ordered(settings, "throttle_base_s", "throttle_cap_s")

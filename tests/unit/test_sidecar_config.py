@@ -77,21 +77,33 @@ idempotent = true
     ("text", "expected"),
     [
         ("agent_idd = 'x'", "did you mean agent_id?"),
-        ("[upstreams]\nshop = 1", 'expected target = "HOST:PORT"'),
-        ("upstreams = 3", "expected tables"),
-        ("[upstreams.shop]\ntarget = 'nowhere'", "shop:"),
-        ("[upstreams.shop]\ntarget = '127.0.0.1:1'\nport = 3", "unknown keys port"),
+        ("[upstreams]\nshop = 1", "upstreams.shop: got the number 1; expected a table"),
+        ("upstreams = 3", "upstreams: got the number 3; expected a table"),
+        ("[upstreams.shop]\ntarget = 'nowhere'", "upstreams.shop.target: got the text"),
+        (
+            "[upstreams.shop]\ntarget = '127.0.0.1:1'\nport = 3",
+            "shop.port: is not known here; known are",
+        ),
         (
             "[upstreams.shop]\ntarget = '127.0.0.1:1'\nservices = 'x'",
-            "expected services =",
+            "upstreams.shop.services: got the text 'x'; expected a list such as",
         ),
         ("methods = 3", "expected [[methods]] entries"),
-        ("[[methods]]\nletter = 'on'", "entry 1: expected match ="),
-        ("[[methods]]\nmatch = '*'\nletters = 'on'", "unknown keys letters"),
-        ("[[methods]]\nmatch = '*'\nletter = 'maybe'", "letter must be true, false or"),
-        ("[[methods]]\nmatch = '*'\ntimeout_s = 'x'", "has the wrong type"),
-        ("[[methods]]\nmatch = 'shop'", "entry 1:"),
-        ("[[methods]]\nmatch = '*'\nidempotent = true\nunsafe = true", "entry 1:"),
+        ("[[methods]]\nletter = 'on'", "methods[1].match: is missing"),
+        (
+            "[[methods]]\nmatch = '*'\nletters = 'on'",
+            "letters: is not known here; did you mean letter?",
+        ),
+        ("[[methods]]\nmatch = '*'\nletter = 'maybe'", '"always", or true or false'),
+        (
+            "[[methods]]\nmatch = '*'\ntimeout_s = 'x'",
+            "methods[1].timeout_s: got the text",
+        ),
+        ("[[methods]]\nmatch = 'shop'", "methods[1].match: 'shop' must be"),
+        (
+            "[[methods]]\nmatch = '*'\nidempotent = true\nunsafe = true",
+            "methods[1].unsafe: it is",
+        ),
     ],
 )
 def test_a_wrong_file_is_told_what_was_expected(tmp_path, text, expected):
