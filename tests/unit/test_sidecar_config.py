@@ -228,3 +228,29 @@ def test_the_environment_counts_less_than_a_flag():
     config = parse("--group", "green", env=env)
 
     assert (config.group, config.sleep_mode) == ("green", "freeze")
+
+
+def test_faults_and_the_token_are_off_unless_asked_for():
+    """Neither may come as a surprise."""
+    config = parse()
+    assert (config.allow_faults, config.outbound_token) == (False, False)
+
+    config = parse("--allow-faults", "--outbound-token")
+    assert (config.allow_faults, config.outbound_token) == (True, True)
+
+
+def test_the_replay_buffer_may_be_as_large_as_a_letter():
+    """256 KiB unless said; more than a letter would be of no use."""
+    assert parse().replay_bytes == 256 * 1024
+    assert parse("--replay-bytes", "3840KiB").replay_bytes == 3840 * 1024
+    assert "--replay-bytes" in refused("--replay-bytes", "3841KiB")
+
+
+def test_limits_of_all_upstreams_are_flags_too():
+    """A sidecar without a file has them as well."""
+    words = ["--concurrency", "9", "--queue", "3", "--queue-max-s", "100ms"]
+    guard = parse(*words, "--limit", "adaptive").guard
+
+    assert (guard.concurrency, guard.queue, guard.queue_max_s) == (9, 3, 0.1)
+    assert guard.adaptive is not None
+    assert parse(*words).guard.adaptive is None
