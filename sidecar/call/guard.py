@@ -1,18 +1,26 @@
 """Every decision about an outbound call, layer by layer, without waiting.
 
-Outermost first: deadline, kill switch, concurrency limit, retry and its budget,
-circuit of the upstream, circuit of the method, faults that an operator asked for,
-time limit of the attempt.
+Outermost first: the agent's token where one is asked for, deadline, kill switch,
+concurrency limit with its queue, retry and its budget, circuit of the upstream, circuit
+of the method, faults that an operator asked for, time limit of the attempt.
 
 Two kinds of time: deadlines are in monotonic seconds, for a caller's time goes on
 whatever happens to this process; windows, rests and leases are in active ones.
 """
 
+import hmac
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from outrigger.core.errors import Bug, OutriggerError, TimedOut, Transient
+from outrigger.core import names
+from outrigger.core.errors import (
+    Bug,
+    OutriggerError,
+    TimedOut,
+    Transient,
+    Unauthenticated,
+)
 from sidecar.call import answers
 from sidecar.call.answers import Details, no_details
 from sidecar.call.attempts import Attempts
@@ -25,6 +33,7 @@ from sidecar.call.descriptor import (
     Finish,
     GivenUp,
     Go,
+    Kind,
     Letter,
     Outcome,
     Permit,
@@ -36,15 +45,15 @@ from sidecar.call.descriptor import (
 )
 from sidecar.call.endings import Endings, Watch
 from sidecar.call.flight import Flight, Hedge, Try
-from sidecar.call.metadata import asked_of
+from sidecar.call.metadata import Asked, asked_of
 from sidecar.call.places import Places, Resolve, full, waited_in_vain
+from sidecar.call.repeats import Times, may_be_repeated, may_hedge, retry_after_s
 from sidecar.call.routes import Routes
 from sidecar.call.standing import GuardSettings, Standings, UpstreamPolicy
-from sidecar.policy import classify
 from sidecar.policy.active_time import ActiveTime
 from sidecar.policy.circuit import Circuit, CircuitState
 from sidecar.policy.classify import Code
-from sidecar.policy.retry import Failure, next_delay_s, pushback_s
+from sidecar.policy.retry import pushback_s
 
 __all__ = [
     "CallGuard",
@@ -132,9 +141,12 @@ class CallGuard:
         asked = asked_of(call.metadata)
         named = None if asked is None else asked.upstream
         try:
+            if self._settings.token is not None:
+                _check_token(self._settings.token, call, asked)
             method = self._standings.find(call.method, named, now)
         except OutriggerError as error:
-            return self._endings.unroutable(call, error, now)
+            layer = "token" if isinstance(error, Unauthenticated) else "route"
+            return self._endings.turned_away(call, layer, error, now)
         flight = Flight(call, method, asked, now, self._settings)
         self._endings.begun(flight, now)
         if call.deadline is not None and now >= call.deadline:
@@ -368,24 +380,13 @@ class CallGuard:
         return self._endings.refused(flight, "circuit", refusal, now)
 
     def _hedged(self, flight: Flight, now: float) -> Go | Await:
-        """Make one more attempt beside those on their way, if that may be.
-
-        Hedges help where a callee is healthy and one of its answers is late; where a
-        circuit is not closed they would only add to the load.
-        """
+        """Make one more attempt beside those on their way, if that may be."""
         if flight.hedge_at is None or now < flight.hedge_at:
             raise Bug("NOT_WAITING", f"{flight.call.method} waits for no hedge")
         flight.hedge_at = None
         method = flight.method
         active = self._time.at(now)
-        if (
-            self._killed is not None
-            or now >= flight.expires
-            or flight.attempts >= method.rule.max_attempts
-            or method.circuit.state is not _CLOSED
-            or method.upstream.circuit.state is not _CLOSED
-            or not method.upstream.budget.spend(active)
-        ):
+        if self._killed is not None or not may_hedge(flight, now, active):
             return _AWAIT
         hedge = Hedge()
         self._attempts.admit(flight, hedge, active)  # both are closed: it is admitted
@@ -411,7 +412,8 @@ class CallGuard:
         if flight.is_flying:
             return self._beside_others(flight, outcome, now)
         flight.hedge_at = None
-        delay_s = self._delay_s(flight, outcome, now, draw)
+        times = Times(now, self._time.at(now), self._retry_hint(outcome.trailers), draw)
+        delay_s = retry_after_s(flight, outcome, times, killed=self._killed is not None)
         if delay_s is None:
             return self._endings.failed(flight, outcome, now)
         flight.last = outcome
@@ -426,7 +428,7 @@ class CallGuard:
         As gRFC A6 has it, a failure that may be tried again makes the next hedge due
         at once, or when the callee says.
         """
-        if not self._may_retry(flight, outcome, hedged=True):
+        if not may_be_repeated(flight, outcome):
             self._release_others(flight, None)
             flight.hedge_at = None
             return self._endings.failed(flight, outcome, now)
@@ -436,44 +438,6 @@ class CallGuard:
         elif flight.hedge_at is not None:
             flight.hedge_at = now + (asked_s or 0.0)
         return _AWAIT
-
-    def _delay_s(
-        self, flight: Flight, outcome: Outcome, now: float, draw: float
-    ) -> float | None:
-        """Return when to retry; None means not at all. Charges the budget last."""
-        method = flight.method
-        if not self._may_retry(flight, outcome):
-            return None
-        pushback = pushback_s(outcome.trailers)
-        throttled = classify.is_throttle(outcome.code)
-        failure = Failure(
-            step=flight.step,
-            pushback_s=pushback,
-            hint_s=self._retry_hint(outcome.trailers) or 0.0,
-            room_s=flight.expires - now,
-            typical_s=method.median.value_s() or 0.0,
-            throttled=throttled,
-        )
-        delay_s = next_delay_s(method.retry, failure, draw)
-        active = self._time.at(now)
-        if delay_s is None or _is_shut(flight, active + delay_s):
-            return None
-        if not method.upstream.budget.spend(active, throttled=throttled):
-            return None
-        flight.step = 0 if pushback is not None else flight.step + 1
-        return delay_s
-
-    def _may_retry(
-        self, flight: Flight, outcome: Outcome, *, hedged: bool = False
-    ) -> bool:
-        method = flight.method
-        return (
-            not outcome.committed
-            and not flight.is_delivery
-            and (hedged or self._killed is None)
-            and (hedged or flight.attempts < method.rule.max_attempts)
-            and classify.is_retryable(outcome.code, outcome.origin, method.codes)
-        )
 
 
 def _flight(permit: Permit) -> Flight:
@@ -487,13 +451,21 @@ def _flying(flight: Flight) -> list[Try]:
     return [flight, *found] if flight.is_live else found
 
 
-def _is_shut(flight: Flight, when: float) -> bool:
-    """Return whether a circuit will still refuse then."""
-    method = flight.method
-    return (
-        method.upstream.circuit.remaining_s(when) > 0
-        or method.circuit.remaining_s(when) > 0
-    )
+def _check_token(token: str, call: Call, asked: Asked | None) -> None:
+    """Let only calls pass that bring the agent's token; letters are our own.
+
+    Raises:
+        Unauthenticated: WRONG_TOKEN.
+    """
+    given = "" if asked is None else asked.token
+    if call.kind is Kind.CALL and not hmac.compare_digest(
+        given.encode(), token.encode()
+    ):
+        raise Unauthenticated(
+            "WRONG_TOKEN",
+            f"this relay asks for the agent's token: send it as {names.TOKEN_METADATA};"
+            f" the sidecar gives it to the agent in {names.ENV_TOKEN}",
+        )
 
 
 def _too_late(call: Call) -> TimedOut:

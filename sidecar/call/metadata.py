@@ -30,13 +30,15 @@ _SECRET_VALUE: Final = re.compile(
 class Asked:
     """What a caller asked of the sidecar."""
 
-    __slots__ = ("is_repeat", "key", "letter", "passed", "upstream")
+    __slots__ = ("is_repeat", "key", "letter", "passed", "token", "upstream")
 
     def __init__(self) -> None:
         self.upstream: str | None = None
         """From `outrigger-upstream`; the last, so that a sender may append it."""
         self.letter: str | None = None
         """From `outrigger-letter`."""
+        self.token = ""
+        """From `outrigger-token`; the last."""
         self.key: str | None = None
         """The caller's own `idempotency-key`; the first, if it gave several."""
         self.is_repeat = False
@@ -95,6 +97,8 @@ def _is_ours(asked: Asked, key: str, value: str | bytes) -> bool:
         asked.letter = str(value).lower()
     elif key == names.PREVIOUS_ATTEMPTS_METADATA:
         asked.is_repeat = value != "0"
+    elif key == names.TOKEN_METADATA:
+        asked.token = str(value)
     else:
         return key.startswith(names.OWN_METADATA_PREFIX)
     return True

@@ -349,3 +349,35 @@ def test_a_guard_needs_nothing_but_routes():
 
     assert isinstance(go, Go)
     assert guard.circuits()[0].circuit_id == "only"
+
+
+TOKEN = GuardSettings(token="letmein")
+
+
+@pytest.mark.parametrize("given", [(), (("outrigger-token", "guess"),)])
+def test_a_call_without_the_agents_token_is_turned_away(given):
+    """Where one is asked for; what is missing is said, what it is is not."""
+    rig = GuardRig(settings=TOKEN)
+
+    answer = rig.refused(metadata=given)
+
+    assert answer.code == 16
+    assert "letmein" not in answer.message
+    assert dict(answer.trailers)["outrigger-refused-by"] == "token"
+    assert rig.guard.counts.refused == {"token": 1}
+
+
+def test_the_agents_token_opens_the_relay_and_goes_no_further():
+    """It is for the sidecar; no upstream ever sees it."""
+    rig = GuardRig(settings=TOKEN)
+
+    go = rig.go(metadata=(("outrigger-token", "letmein"), ("x-kept", "1")))
+
+    assert go.metadata == (("x-kept", "1"),)
+
+
+def test_letters_on_their_way_need_no_token():
+    """They are the sidecar's own; a stored letter has no token."""
+    rig = GuardRig(settings=TOKEN)
+
+    assert rig.go(kind=Kind.DELIVERY)
