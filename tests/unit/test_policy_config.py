@@ -240,7 +240,7 @@ shadow = true
         ),
         (
             "[[methods]]\nmatch = '*'\nretry_on = ['unavailble']",
-            "methods[1].retry_on: entry 1: got the text 'unavailble'; expected the name",
+            "methods[1].retry_on: entry 1: got the text 'unavailble'; expected the",
         ),
         (
             "[[methods]]\nmatch = '*'\nhedge_s = 1",
