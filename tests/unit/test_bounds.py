@@ -48,13 +48,13 @@ def test_a_bound_names_the_fields_that_are_out_of_it(check, bad, good, said):
 
 def test_an_order_names_both_fields_and_places_the_mistake_at_the_upper():
     """Equal is in order, and so is what is not set."""
-    settings = SimpleNamespace(low=2, high=1.5, none=None)
+    settings = SimpleNamespace(low=2, high=1.5, same=2.0, none=None)
 
     (mistake,) = ordered(settings, "low", "high")
     assert mistake == (("high", "low"), "1.5 is less than low, which is 2")
     assert not list(ordered(settings, "low", "none"))
     assert not list(ordered(settings, "none", "low"))
-    assert not list(ordered(settings, "low", "low"))
+    assert not list(ordered(settings, "low", "same"))
 
 
 def test_settings_without_a_mistake_are_let_be():

@@ -246,6 +246,10 @@ shadow = true
             "[[methods]]\nmatch = '*'\nhedge_s = 1",
             "methods[1].hedge_s: it sends twice: say idempotent = true",
         ),
+        (
+            "[[methods]]\nmatch='*'\nidempotent=true\nhedge_s=1\nmax_attempts=1",
+            "methods[1].hedge_s: it needs max_attempts of 2 or more",
+        ),
     ],
 )
 def test_a_mistake_of_a_method_rule_is_told_with_its_place(told, text, said):

@@ -112,6 +112,14 @@ def test_nothing_is_told_that_follows_from_a_misspelt_key():
     ]
 
 
+def test_a_misspelt_key_beside_the_right_one_hides_nothing():
+    """Then it is not what was meant."""
+    assert made({"high": 0, "hihg": 9})[2] == [
+        "x.t.hihg: is not known here; did you mean high?",
+        "x.t.high: 0 is not more than 0",
+    ]
+
+
 def test_nothing_is_told_that_follows_from_a_bound():
     """A number out of its bounds is also out of order, which helps nobody."""
     assert made({"high": 0})[2] == ["x.t.high: 0 is not more than 0"]
