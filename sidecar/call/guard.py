@@ -206,8 +206,9 @@ class CallGuard:
         if tried is None or tried.has_answered:
             return
         flight.hedge_at = None
-        self._release_others(flight, tried)
-        self._attempts.answered(flight, tried, self._time.at(now))
+        active = self._time.at(now)
+        self._release_others(flight, tried, active)
+        self._attempts.answered(flight, tried, active)
 
     def ended(
         self, permit: Permit, attempt: int, outcome: Outcome, now: float, draw: float
@@ -219,16 +220,15 @@ class CallGuard:
         if tried is None:
             return _PASS  # the caller went away first, and all was given back then
         active = self._time.at(now)
-        upstream = flight.method.upstream
-        if attempt == 0 and not (flight.is_repeat or flight.is_delivery):
-            upstream.budget.completed(active)
+        if attempt == 0:
+            _earn(flight, active)
         flight.landed(tried)
         if outcome.code != 0:
             self._attempts.failed(flight, tried, outcome, active, draw)
             return self._after_failure(flight, outcome, now, draw)
         self._attempts.succeeded(flight, tried, active, draw)
         if flight.hedges is not None or flight.is_live:
-            self._release_others(flight, tried)
+            self._release_others(flight, tried, active)
         self._endings.succeeded(flight, now)
         if flight.attempts == 1:
             return _PASS
@@ -354,7 +354,7 @@ class CallGuard:
         """Make the first attempt of a call that has a place."""
         active = self._time.at(now)
         method = flight.method
-        if flight.is_repeat:
+        if flight.previous:
             method.upstream.budget.charge(active)
         shut = self._attempts.admit(flight, flight, active)
         if shut is not None:
@@ -366,7 +366,8 @@ class CallGuard:
 
     def _go(self, flight: Flight, tried: Try, now: float) -> Go:
         method = flight.method
-        go = Go(flight, tried.number, flight.metadata, flight.timeout_s(now))
+        number = tried.number
+        go = Go(flight, number, flight.sent_metadata(number), flight.timeout_s(now))
         if method.circuit.state is not _CLOSED or (
             method.upstream.circuit.state is not _CLOSED
         ):
@@ -398,9 +399,13 @@ class CallGuard:
             flight.hedge_at = now + (method.rule.hedge_s or 0.0)
         return self._go(flight, hedge, now)
 
-    def _release_others(self, flight: Flight, winner: Try | None) -> None:
+    def _release_others(
+        self, flight: Flight, winner: Try | None, active: float
+    ) -> None:
         for tried in _flying(flight):
             if tried is not winner:
+                if tried.number == 0:
+                    _earn(flight, active)
                 flight.landed(tried)
                 self._attempts.released(flight, tried)
 
@@ -429,7 +434,7 @@ class CallGuard:
         at once, or when the callee says.
         """
         if not may_be_repeated(flight, outcome):
-            self._release_others(flight, None)
+            self._release_others(flight, None, self._time.at(now))
             flight.hedge_at = None
             return self._endings.failed(flight, outcome, now)
         asked_s = pushback_s(outcome.trailers)
@@ -444,6 +449,12 @@ def _flight(permit: Permit) -> Flight:
     if not isinstance(permit, Flight):
         raise Bug("FOREIGN_PERMIT", "this permit was made by another guard")
     return permit
+
+
+def _earn(flight: Flight, active: float) -> None:
+    """Let a call's first attempt earn its share of a retry, however it ended."""
+    if not (flight.previous or flight.is_delivery):
+        flight.method.upstream.budget.completed(active)
 
 
 def _flying(flight: Flight) -> list[Try]:
