@@ -181,7 +181,7 @@ class Sidecar:
     def _make_guard(self) -> tuple[CallGuard, Routes]:
         config = self._config
         routes = Routes(
-            [Upstream(name, target) for name, target in config.upstreams.items()],
+            [Upstream(name) for name in config.upstreams],
             config.rules,
             prefixes=config.services,
         )
@@ -359,7 +359,10 @@ class Sidecar:
                 self._status,
                 self._supervisor,
                 self._events,
-                upstreams=self._config.upstreams,
+                upstreams={
+                    name: ", ".join(spec.targets)
+                    for name, spec in self._config.upstreams.items()
+                },
                 pid=os.getpid(),
             ),
         )

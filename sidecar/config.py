@@ -24,16 +24,17 @@ from sidecar.call.routes import MethodRule
 from sidecar.call.standing import GuardSettings
 from sidecar.method_config import method_rules
 from sidecar.options import OPTIONS
-from sidecar.policy_config import TABLES as POLICY_TABLES
 from sidecar.policy_config import (
+    ALL_TABLES,
     PolicyGiven,
     guard_settings,
     read_tables,
 )
 from sidecar.toml_table import Given
-from sidecar.upstream_config import UpstreamTable, read_upstreams
+from sidecar.upstream_config import read_upstreams
+from sidecar.wire.upstream_spec import UpstreamSpec
 
-_TABLES: Final = ("upstreams", "methods", *POLICY_TABLES)
+_TABLES: Final = ("upstreams", "methods", *ALL_TABLES)
 _POLICY_OPTIONS: Final = ("concurrency", "queue", "queue_max_s", "limit")
 _AS_GIVEN: Final = (
     "app",
@@ -74,10 +75,8 @@ class SidecarConfig:
 
     agent_id: str
     state: Path
-    upstreams: Mapping[str, str]
-    """Name to gRPC target, the first one where there are several."""
-    reach: Mapping[str, UpstreamTable] = field(default_factory=dict)
-    """Everything about the way to each upstream."""
+    upstreams: Mapping[str, UpstreamSpec]
+    """How to reach each."""
     services: Mapping[str, str] = field(default_factory=dict)
     """Service prefix to upstream name."""
     rules: tuple[MethodRule, ...] = ()
@@ -186,8 +185,7 @@ def _config(
     return SidecarConfig(
         agent_id=agent_id,
         state=(state or state_home(environ) / "agents" / agent_id).absolute(),
-        upstreams={name: one.targets[0] for name, one in upstreams.reach.items()},
-        reach=upstreams.reach,
+        upstreams=upstreams.specs,
         services=upstreams.services,
         rules=rules,
         guard=replace(guard, upstreams=upstreams.policies),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sidecar.call.standing import GuardSettings, UpstreamPolicy
+from sidecar.policy.outlier import OutlierSettings
 from sidecar.toml_table import Given, as_table, build, read
 from sidecar.toml_value import TIME, Kind, Listing, choice, fields_of, kinds_of, off
 
@@ -21,7 +22,10 @@ _SPECIAL: Final = {"slow_s": off(TIME, float("inf"))}
 """Where type and name of a field do not say all."""
 
 TABLES: Final[Mapping[str, type]] = fields_of(UpstreamPolicy)
-"""Settings class by table."""
+"""Settings class by table of a policy."""
+OUTLIER: Final = "outlier"
+"""A table beside these: not the guard's, but of who chooses among addresses."""
+ALL_TABLES: Final[Mapping[str, type]] = {**TABLES, OUTLIER: OutlierSettings}
 KEYS: Final[Mapping[str, Kind | Listing]] = {
     **kinds_of(UpstreamPolicy, _SPECIAL),
     "limit": choice((FIXED, ADAPTIVE)),
@@ -29,7 +33,7 @@ KEYS: Final[Mapping[str, Kind | Listing]] = {
 """Keys of an upstream that are no tables. `limit` says whether the adaptive table is
 in force, which for a policy is whether it has one."""
 TABLE_KEYS: Final[Mapping[str, Mapping[str, Kind | Listing]]] = {
-    name: kinds_of(settings, _SPECIAL) for name, settings in TABLES.items()
+    name: kinds_of(settings, _SPECIAL) for name, settings in ALL_TABLES.items()
 }
 
 
@@ -45,18 +49,13 @@ class PolicyGiven:
         """Return what a table says; nothing if it is not there."""
         return self.tables.get(table, Given())
 
-    def over(self, other: "PolicyGiven") -> "PolicyGiven":
-        """Return this, and the other where this says nothing."""
-        tables = {name: self.of(name).over(other.of(name)) for name in TABLES}
-        return PolicyGiven(plain=self.plain.over(other.plain), tables=tables)
-
 
 def read_tables(
     prefix: str, raw: Mapping[str, object], mistakes: list[str]
 ) -> Mapping[str, Given]:
-    """Return what the policy's tables in `raw` say; `prefix` is put before them."""
+    """Return what the tables in `raw` say; `prefix` is put before their names."""
     found = {}
-    for name in TABLES:
+    for name in ALL_TABLES:
         if name in raw:
             place = prefix + name
             table = as_table(place, raw[name], mistakes)
@@ -74,7 +73,7 @@ def policy(
     made = build(
         UpstreamPolicy, _fields(given.plain), _fields(defaults.plain), place, mistakes
     )
-    if made is None or not (given.plain.values or given.tables):
+    if made is None or not (given.plain.values or TABLES.keys() & given.tables):
         return None
     return replace(made, **_in_force(arguments, plain))
 

@@ -110,6 +110,20 @@ def build(
     return None
 
 
+def salvage(settings: type[S], values: Mapping[str, object]) -> S:
+    """Return the settings without the values that are wrong, and tell nothing.
+
+    For a look at the rest. The settings' defaults must be right by themselves.
+    """
+    arguments: dict[str, Any] = dict(values)
+    try:
+        return settings(**arguments)
+    except BadSettings as error:
+        wrong = {name for mistake in error.mistakes for name in mistake.fields}
+    rest = {name: value for name, value in values.items() if name not in wrong}
+    return salvage(settings, rest)
+
+
 def _own(
     mistakes: Iterable[Mistake], given: Collection[str], wrong: Collection[str]
 ) -> list[Mistake]:

@@ -1,7 +1,7 @@
 """Where upstreams are and how to reach them, as a TOML file says it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -9,14 +9,16 @@ from outrigger.core.errors import Invalid
 from outrigger.core.ids import check_upstream_name
 from sidecar.call.standing import UpstreamPolicy
 from sidecar.policy.bounds import Mistake, above, at_least, refuse
+from sidecar.policy.outlier import OutlierSettings
+from sidecar.policy_config import ALL_TABLES, OUTLIER, PolicyGiven, policy, read_tables
 from sidecar.policy_config import KEYS as POLICY_KEYS
-from sidecar.policy_config import TABLES as POLICY_TABLES
-from sidecar.policy_config import PolicyGiven, policy, read_tables
-from sidecar.toml_table import Given, as_table, build, place_of, read
+from sidecar.toml_table import Given, as_table, build, place_of, read, salvage
 from sidecar.toml_value import TARGET, TEXT, TIME, Kind, Listing, kinds_of, off
+from sidecar.wire.upstream_spec import UpstreamSpec
 
 _KEEPALIVE_MIN_S: Final = 10.0
 _RESOLVE_MIN_S: Final = 1.0
+_WHERE: Final = ("target", "addresses")
 _TLS_KEYS: Final = ("tls_ca", "tls_cert", "tls_key", "tls_name")
 
 
@@ -62,17 +64,30 @@ class UpstreamTable:
         """
         refuse("BAD_UPSTREAM", "the upstream is not possible", _mistakes(self))
 
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Return where it is."""
-        return self.addresses if self.target is None else (self.target,)
+    def spec(self, flag: str | None, outlier: OutlierSettings) -> UpstreamSpec:
+        """Return what the wire is told; a target given by a flag wins."""
+        target = flag or self.target
+        return UpstreamSpec(
+            targets=self.addresses if target is None else (target,),
+            balance=self.balance,
+            tls=self.tls,
+            ca=self.tls_ca,
+            cert=self.tls_cert,
+            key=self.tls_key,
+            authority=self.tls_name or "",
+            keepalive_s=self.keepalive_s,
+            keepalive_timeout_s=self.keepalive_timeout_s,
+            warm_up=self.warm_up,
+            resolve_s=self.resolve_s,
+            outlier=outlier,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstreams:
     """Everything that was said about upstreams."""
 
-    reach: Mapping[str, UpstreamTable] = field(default_factory=dict)
+    specs: Mapping[str, UpstreamSpec] = field(default_factory=dict)
     """How to reach each, flags included."""
     policies: Mapping[str, UpstreamPolicy] = field(default_factory=dict)
     """Of those that have one of their own."""
@@ -105,23 +120,37 @@ def read_upstreams(
         defaults: what was said about the calls of all upstreams.
         mistakes: one line each; more are added.
     """
-    reach = {name: UpstreamTable(target=target) for name, target in flags.items()}
+    usual = _outlier("", defaults, PolicyGiven(), mistakes)
+    specs = {
+        name: UpstreamTable().spec(target, usual) for name, target in flags.items()
+    }
     policies: dict[str, UpstreamPolicy] = {}
     services: dict[str, str] = {}
     for name, entry in as_table("upstreams", raw, mistakes).items():
         place = place_of("upstreams", name)
         mistakes.extend(_bad_name(place, name))
-        table = as_table(place, entry, mistakes)
-        given, calls = _read(place, table, mistakes)
-        made = build(UpstreamTable, given, Given(), place, mistakes)
+        if not isinstance(entry, dict):
+            as_table(place, entry, mistakes)
+            continue
+        given, calls = _read(place, entry, mistakes)
         own = policy(place, calls, defaults, mistakes)
         if own is not None:
             policies[name] = own
-        if made is not None and isinstance(entry, dict):
-            mistakes.extend(_unreachable(place, made, given, flags.get(name)))
-            mistakes.extend(_double_services(place, name, made, services))
-            reach[name] = _flag_wins(made, flags.get(name))
-    return Upstreams(reach=reach, policies=policies, services=services)
+        outlier = _outlier(f"{place}.", calls, defaults, mistakes)
+        build(UpstreamTable, given, Given(), place, mistakes)
+        made = salvage(UpstreamTable, given.values)
+        specs[name] = made.spec(flags.get(name), outlier)
+        mistakes.extend(_unreachable(place, specs[name], given))
+        mistakes.extend(_double_services(place, name, made, services))
+    return Upstreams(specs=specs, policies=policies, services=services)
+
+
+def _outlier(
+    prefix: str, given: PolicyGiven, defaults: PolicyGiven, mistakes: list[str]
+) -> OutlierSettings:
+    own, usual = given.of(OUTLIER), defaults.of(OUTLIER)
+    made = build(OutlierSettings, own, usual, prefix + OUTLIER, mistakes)
+    return OutlierSettings() if made is None else made
 
 
 def _read(
@@ -129,7 +158,7 @@ def _read(
 ) -> tuple[Given, PolicyGiven]:
     """Return what one upstream's table says of the way there, and of its calls."""
     kinds = {**KEYS, **POLICY_KEYS}
-    given = read(place, table, kinds, mistakes, tables=POLICY_TABLES)
+    given = read(place, table, kinds, mistakes, tables=ALL_TABLES)
     return (
         _part(given, KEYS),
         PolicyGiven(
@@ -146,10 +175,6 @@ def _part(given: Given, keys: Mapping[str, Kind | Listing]) -> Given:
     )
 
 
-def _flag_wins(table: UpstreamTable, target: str | None) -> UpstreamTable:
-    return table if target is None else replace(table, target=target, addresses=())
-
-
 def _bad_name(place: str, name: str) -> Iterator[str]:
     try:
         check_upstream_name(name)
@@ -157,10 +182,11 @@ def _bad_name(place: str, name: str) -> Iterator[str]:
         yield f"{place}: {error.message}"
 
 
-def _unreachable(
-    place: str, table: UpstreamTable, given: Given, flag: str | None
-) -> Iterator[str]:
-    if not (table.targets or flag or given.wrong & {"target", "addresses"}):
+def _unreachable(place: str, spec: UpstreamSpec, given: Given) -> Iterator[str]:
+    """Yield why it could not be reached; reads its TLS files."""
+    if spec.targets:
+        yield from (f"{place}: {line}" for line in spec.mistakes())
+    elif not any(key in given.wrong or given.values.get(key) for key in _WHERE):
         yield (
             f"{place}: has no target; give target, addresses, or --upstream"
             f" {place.partition('.')[2]}=TARGET"

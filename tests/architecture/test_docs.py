@@ -38,7 +38,7 @@ def test_every_key_of_every_table_is_on_the_configuration_page():
         "`[upstreams.NAME]`": UpstreamTable(),
         **{
             f"`[{name}]` and `[upstreams.NAME.{name}]`": kind()
-            for name, kind in policy_config.TABLES.items()
+            for name, kind in policy_config.ALL_TABLES.items()
         },
         "`[[methods]]`": MethodRule(match="*"),
     }

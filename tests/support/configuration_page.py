@@ -68,9 +68,10 @@ TABLES = f"""
 ```toml
 {EXAMPLE}```
 
-A table `[circuit]`, `[retry]`, `[budget]` or `[adaptive]` holds for every upstream;
-`[upstreams.NAME.circuit]` and so on hold for one, and keys that are not in there are
-taken over from the former. `[adaptive]` takes part where `limit` is `"adaptive"`.
+The tables `[circuit]`, `[retry]`, `[budget]`, `[adaptive]` and `[outlier]` hold for
+every upstream; `[upstreams.NAME.circuit]` and so on hold for one, and keys that are not
+in there are taken over from the former. `[adaptive]` takes part where `limit` is
+`"adaptive"`, `[outlier]` where calls take turns.
 A key that is left out is what the lists call None; a time that is `"off"` is infinite,
 and `keepalive_s = "off"` means no pings. `letter = true` is the same as `"on"`.
 
@@ -108,7 +109,7 @@ def key_tables() -> list[str]:
     upstream = upstream_config.KEYS | policy_config.KEYS
     owners = [UpstreamTable, UpstreamPolicy]
     sections = [_keys("`[upstreams.NAME]`", upstream, owners)]
-    for name, settings in policy_config.TABLES.items():
+    for name, settings in policy_config.ALL_TABLES.items():
         title = f"`[{name}]` and `[upstreams.NAME.{name}]`"
         sections.append(_keys(title, policy_config.TABLE_KEYS[name], [settings]))
     sections.append(_keys("`[[methods]]`", method_config.KEYS, [MethodRule]))

@@ -127,6 +127,7 @@ def _of_settings() -> Iterator[Mistake]:
             ("circuit", {"jitter_ratio": 1.0}, "jitter_ratio"),
             ("retry", {"base_s": 2, "cap_s": "500ms"}, "cap_s"),
             ("budget", {"ratio": 1.5}, "ratio"),
+            ("outlier", {"base_s": 9, "max_s": "3s"}, "max_s"),
         ):
             place = place_of((*path, table))
             yield Mistake((*path, table), given, f"{place}.{key}: ")
@@ -141,6 +142,7 @@ def _of_upstreams() -> Iterator[Mistake]:
         ("mail", {"adaptive": {"least": 1}}, ".adaptive", ("limit",)),
         ("shop", {"concurrency": 3}, ".concurrency", ()),
         ("lost", {"queue": 3}, "", ()),
+        ("shop", {"tls_ca": "/no/ca.pem"}, "", ("tls_cert", "tls_key")),
         ("shop", {"circit": {}}, ".circit", ()),
     ):
         yield Mistake(("upstreams", path), given, f"upstreams.{path}{key}: ", others)

@@ -63,9 +63,9 @@ idempotent = true
     )
     config = parse(*words, "--upstream", "shop=127.0.0.1:2")
 
-    assert config.upstreams == {
-        "shop": "127.0.0.1:2",
-        "mail": "unix:/run/mail.sock",
+    assert {name: spec.targets for name, spec in config.upstreams.items()} == {
+        "shop": ("127.0.0.1:2",),
+        "mail": ("unix:/run/mail.sock",),
     }
     assert config.services == {"shop.Orders": "shop"}
     assert [(rule.match, rule.letter) for rule in config.rules] == [

@@ -1,12 +1,12 @@
 """Where upstreams are and how to reach them, from a file and from flags."""
 
-from pathlib import Path
-
 import pytest
 
 from outrigger.core.errors import Invalid
 from sidecar.config import from_args
-from sidecar.upstream_config import UpstreamTable
+from sidecar.policy.outlier import OutlierSettings
+from sidecar.wire.upstream_spec import UpstreamSpec
+from tests.support.peer_certificates import Authority
 
 ENV = {"HOME": "/home/agent"}
 
@@ -35,53 +35,128 @@ def told(config):
     return read
 
 
-def test_every_key_of_the_way_to_an_upstream_is_read(config):
+def test_every_key_of_the_way_to_an_upstream_is_read(config, tmp_path):
     """Files as paths, times in seconds, lists as tuples."""
-    found = config("""
+    files = Authority().issue(tmp_path / "shop")
+    found = config(f"""
 [upstreams.shop]
 addresses = ["10.0.0.1:50051", "dns:///shop:50051"]
 services = ["shop.Orders", "shop.Carts"]
 balance = "round_robin"
 tls = true
-tls_ca = "/etc/ca.pem"
-tls_cert = "/etc/cert.pem"
-tls_key = "/etc/key.pem"
+tls_ca = "{files.ca}"
+tls_cert = "{files.cert}"
+tls_key = "{files.key}"
 tls_name = "shop.internal"
 keepalive_s = "10m"
 keepalive_timeout_s = 5
 warm_up = 2
 resolve_s = "1m"
+[upstreams.shop.outlier]
+failures = 3
 """)
 
-    assert found.reach["shop"] == UpstreamTable(
-        addresses=("10.0.0.1:50051", "dns:///shop:50051"),
-        services=("shop.Orders", "shop.Carts"),
+    assert found.upstreams["shop"] == UpstreamSpec(
+        targets=("10.0.0.1:50051", "dns:///shop:50051"),
         balance="round_robin",
         tls=True,
-        tls_ca=Path("/etc/ca.pem"),
-        tls_cert=Path("/etc/cert.pem"),
-        tls_key=Path("/etc/key.pem"),
-        tls_name="shop.internal",
+        ca=files.ca,
+        cert=files.cert,
+        key=files.key,
+        authority="shop.internal",
         keepalive_s=600.0,
         keepalive_timeout_s=5.0,
         warm_up=2,
         resolve_s=60.0,
+        outlier=OutlierSettings(failures=3),
     )
     assert found.services == {"shop.Orders": "shop", "shop.Carts": "shop"}
+
+
+def test_a_target_alone_leaves_the_wire_its_own_defaults(config):
+    """In the file as by a flag."""
+    found = config("[upstreams.shop]\ntarget = 'a:1'", "--upstream", "mail=b:1")
+
+    assert found.upstreams == {
+        "shop": UpstreamSpec(targets=("a:1",)),
+        "mail": UpstreamSpec(targets=("b:1",)),
+    }
+
+
+def test_outliers_are_ejected_as_all_upstreams_or_this_one_says(config):
+    """Upstreams of flags take over what holds for all; a guard does not care."""
+    found = config(
+        """
+[outlier]
+base_s = 2
+max_s = "20s"
+[upstreams.shop]
+target = "a:1"
+[upstreams.shop.outlier]
+base_s = "3s"
+""",
+        "--upstream",
+        "mail=b:1",
+    )
+
+    assert found.upstreams["shop"].outlier == OutlierSettings(base_s=3.0, max_s=20.0)
+    assert found.upstreams["mail"].outlier == OutlierSettings(base_s=2.0, max_s=20.0)
+    assert found.guard.upstreams == {}
+
+
+def test_files_that_cannot_be_used_are_told_with_all_else(told):
+    """Not one start later."""
+    lines = told("""
+[upstreams.shop]
+target = "a:1"
+tls = true
+tls_ca = "/no/ca.pem"
+[upstreams.mail]
+target = "a:1"
+resolve_s = 0
+""")
+
+    assert lines == [
+        "upstreams.shop: ca: cannot read /no/ca.pem: No such file or directory",
+        "upstreams.mail.resolve_s: 0 is less than 1",
+    ]
+
+
+def test_other_mistakes_of_an_upstream_hide_nothing(told):
+    """What is in order is looked at further, whatever else is not."""
+    lines = told("""
+[upstreams.shop]
+target = "a:1"
+addresses = ["b:1"]
+services = ["shop.Orders"]
+[upstreams.mail]
+target = "a:1"
+services = ["shop.Orders"]
+resolve_s = 0
+tls = true
+tls_ca = "/no/ca.pem"
+""")
+
+    assert [line.partition(": ")[0] for line in lines] == [
+        "upstreams.shop.addresses",
+        "upstreams.mail.resolve_s",
+        "upstreams.mail",
+        "upstreams.mail.services",
+    ]
 
 
 def test_pings_can_be_turned_off(config):
     """For a callee, or something on the way, that takes none at all."""
     found = config("[upstreams.shop]\ntarget = 'a:1'\nkeepalive_s = 'off'")
 
-    assert found.reach["shop"].keepalive_s is None
+    assert found.upstreams["shop"].keepalive_s is None
 
 
 def test_a_flag_gives_the_target_of_a_table_that_has_none(config):
     """What else the table says holds."""
     found = config("[upstreams.shop]\ntls = true\nqueue = 3", "--upstream", "shop=a:1")
 
-    assert found.reach == {"shop": UpstreamTable(target="a:1", tls=True)}
+    assert found.upstreams == {"shop": UpstreamSpec(targets=("a:1",), tls=True)}
     assert found.guard.of("shop").queue == 3
 
 
@@ -91,7 +166,7 @@ def test_a_flag_wins_over_all_addresses(config):
         "[upstreams.shop]\naddresses = ['b:1', 'c:1']", "--upstream", "shop=a:1"
     )
 
-    assert found.reach["shop"].targets == ("a:1",)
+    assert found.upstreams["shop"].targets == ("a:1",)
 
 
 @pytest.mark.parametrize(
