@@ -27,6 +27,9 @@ from sidecar.call.descriptor import Origin, Trailers
 from sidecar.wire.addresses import Address
 from sidecar.wire.upstream_spec import UpstreamSpec
 
+_IDLE: Final = grpc.ChannelConnectivity.IDLE
+_REST_S: Final = 0.1
+"""As long as the backoff after a first connection that failed."""
 _READY: Final = grpc.ChannelConnectivity.READY
 _SHUTDOWN: Final = grpc.ChannelConnectivity.SHUTDOWN
 _SETTLED: Final = frozenset({_READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE})
@@ -193,7 +196,21 @@ class ChannelHandle:
             await self.channel.wait_for_state_change(state)
             if state is _READY:
                 self.drops += 1
+                on_state(self, self.channel.get_state())
+                await self._rest()
             state = self.channel.get_state(try_to_connect=True)
+
+    async def _rest(self) -> None:
+        """Leave a lost connection alone for a moment, unless a call wants it back.
+
+        The library's backoff begins anew with every connection that was READY: an
+        upstream that greets and hangs up would be dialled 90 to 170 times a second.
+        """
+        if self.channel.get_state() is not _IDLE:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REST_S):
+                await self.channel.wait_for_state_change(_IDLE)
 
     async def emptied(self, limit_s: float) -> None:
         """Wait until no attempt uses the channel, `limit_s` seconds at most."""
