@@ -39,7 +39,7 @@ from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
 from sidecar.agent.traffic import Side, Traffic
 from sidecar.call.descriptor import Answer, Metadata, Resolution
-from sidecar.call.guard import CallGuard, GuardSettings
+from sidecar.call.guard import CallGuard
 from sidecar.call.metadata import without_credentials
 from sidecar.call.records import CircuitKeeper, CircuitRecords
 from sidecar.call.routes import Routes, Upstream
@@ -64,6 +64,7 @@ from sidecar.rpc.sidecar import SidecarServicer
 from sidecar.rpc.status import Status
 from sidecar.schema import schema
 from sidecar.wire.grpcio import GrpcioWire, Listener
+from sidecar.wire.options import WireOptions
 from sidecar.wire.protocol import Sent
 from sidecar.wire.upstreams import UpstreamChannels
 
@@ -180,13 +181,13 @@ class Sidecar:
     def _make_guard(self) -> tuple[CallGuard, Routes]:
         config = self._config
         routes = Routes(
-            [Upstream(name, target) for name, target in config.upstreams.items()],
+            [Upstream(name) for name in config.upstreams],
             config.rules,
             prefixes=config.services,
         )
         guard = CallGuard(
             routes,
-            GuardSettings(concurrency=config.concurrency),
+            config.guard,
             publish=self._publish,
             now=self._clock.monotonic(),
             details=details_metadata,
@@ -215,6 +216,7 @@ class Sidecar:
                     address=f"unix:{folder / names.OUTBOUND_SOCKET}", flag="--state"
                 ),
             ),
+            options=WireOptions(replay_bytes=config.replay_bytes),
         )
 
     def _make_inbound_wire(self) -> GrpcioWire:
@@ -357,7 +359,10 @@ class Sidecar:
                 self._status,
                 self._supervisor,
                 self._events,
-                upstreams=self._config.upstreams,
+                upstreams={
+                    name: ", ".join(spec.targets)
+                    for name, spec in self._config.upstreams.items()
+                },
                 pid=os.getpid(),
             ),
         )

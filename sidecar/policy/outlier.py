@@ -13,12 +13,20 @@ What attempts report that began before the last ejection is old news and ignored
 call with a patient deadline would otherwise eject an address twice for one fault.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from outrigger.core.errors import Invalid
 from sidecar.call.descriptor import Origin
+from sidecar.policy.bounds import (
+    Mistake,
+    above,
+    at_least,
+    at_most,
+    below,
+    ordered,
+    refuse,
+)
 from sidecar.policy.classify import Code
 
 _GATEWAY: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
@@ -30,10 +38,11 @@ class OutlierSettings:
     """When to eject and for how long."""
 
     failures: int = 5
-    """In a row; 0 ejects nothing, ever."""
+    """So many in a row eject an address; 0 ejects nothing, ever."""
     base_s: float = 5.0
     """Of the first ejection; the n-th in a row lasts n times as long."""
     max_s: float = 60.0
+    """Of the longest ejection."""
     jitter_ratio: float = 0.2
     """Up to this share of an ejection is left out by chance, so that addresses
     ejected together do not come back together."""
@@ -44,16 +53,9 @@ class OutlierSettings:
         """Check the bounds.
 
         Raises:
-            Invalid: BAD_OUTLIER.
+            BadSettings: BAD_OUTLIER, naming every mistake.
         """
-        possible = self.failures >= 0 and 0 < self.base_s <= self.max_s
-        if not (possible and 0 <= self.jitter_ratio < 1 and 0 <= self.max_ratio <= 1):
-            raise Invalid(
-                "BAD_OUTLIER",
-                f"the outlier settings {self} are not possible: expected failures of 0"
-                " or more, 0 < base_s <= max_s, jitter_ratio from 0 to below 1, and"
-                " max_ratio from 0 to 1",
-            )
+        refuse("BAD_OUTLIER", "the outlier settings are not possible", _mistakes(self))
 
 
 @dataclass(slots=True)
@@ -211,3 +213,11 @@ def has_failed(code: int, origin: Origin) -> bool | None:
     if code in _GATEWAY or origin is Origin.TRANSPORT:
         return True
     return None if origin is Origin.UNKNOWN else False
+
+
+def _mistakes(settings: OutlierSettings) -> Iterator[Mistake]:
+    yield from at_least(settings, 0, "failures", "jitter_ratio", "max_ratio")
+    yield from above(settings, 0, "base_s", "max_s")
+    yield from below(settings, 1, "jitter_ratio")
+    yield from at_most(settings, 1, "max_ratio")
+    yield from ordered(settings, "base_s", "max_s")
