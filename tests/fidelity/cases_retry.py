@@ -1,5 +1,6 @@
 """Callers that make calls again by gRPC's own policy, and callers that wait."""
 
+import itertools
 import json
 import time
 
@@ -72,7 +73,7 @@ async def callee_pushes_back(caller, upstream, pushback):
 
     upstream.script = script
     events = await caller.unary(b"x").response()
-    waits = [after - before >= 0.24 for before, after in zip(times, times[1:])]
+    waits = [after - before >= 0.24 for before, after in itertools.pairwise(times)]
     return Observation(caller=[events], facts={"waited 250 ms": waits})
 
 

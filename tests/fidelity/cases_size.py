@@ -77,7 +77,7 @@ async def request_around_what_a_relay_may_keep(caller, upstream, size):
 async def _at_rest(progress):
     """Wait until a counter has stood still for a while; return it."""
     before, still = progress(), 0
-    while still < 60:
+    while still < 40:
         await asyncio.sleep(0.005)
         still = still + 1 if progress() == before else 0
         before = progress()
