@@ -76,7 +76,7 @@ def _bound(act, given):
 async def observe(case, wire=None):
     """Run a case, directly or through a wire; return what was observed."""
     async with (
-        asyncio.timeout(4 * fidelity_upstream.LIMIT_S),
+        asyncio.timeout(2 * fidelity_upstream.LIMIT_S),
         _upstream(case.setting) as upstream,
     ):
         if wire is None:

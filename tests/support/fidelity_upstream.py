@@ -19,7 +19,7 @@ UNLIMITED = (
 """Options of a peer that takes whatever comes."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-LIMIT_S = 15.0
+LIMIT_S = 45.0
 """How long a peer may wait for the other; only what is wrong takes so long."""
 
 
