@@ -80,6 +80,10 @@ class Attempt:
         await settled(self._caller.replay, self._options.join_s)
         try:
             self._open(metadata)
+        except grpc.aio.UsageError:  # the channel was closed while we waited
+            error = local.no_channel(self._handle.name)
+            return local.outcome(error, committed=self._is_committed)
+        try:
             return await self._relay()
         finally:
             self._close()

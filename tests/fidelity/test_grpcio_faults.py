@@ -15,6 +15,7 @@ from outrigger.core.rng import SystemRng
 from outrigger.core.tasks import Tasks
 from sidecar.call.descriptor import Origin
 from sidecar.wire.grpcio import GrpcioWire, Listener
+from sidecar.wire.options import WireOptions
 from sidecar.wire.upstreams import ChannelHandle, Mark, UpstreamChannels
 from tests.fidelity.test_fidelity import LISTS
 from tests.support.echo_upstream import Echo, start, stopped, until
@@ -173,6 +174,23 @@ async def test_a_channel_is_closed_after_its_watcher():
     await channels.close()
     await stopped(server)
     assert ended_before == [True]
+
+
+async def test_a_channel_that_closes_before_a_call_is_no_defect():
+    """A call whose channel is taken away before it is sent is told just that."""
+    async with open_relay(options=WireOptions(join_s=0.3)) as relay:
+        call = relay.stream("Echo", timeout=10)
+        await call.write(b"more may come")
+        await until(lambda: relay.guard.calls)
+        await relay.wire.set_target("up", None)
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        trailers = grpc.aio.Metadata(*await call.trailing_metadata())
+        assert trailers["outrigger-refused-by"] == "relay"
+        (outcome,) = relay.guard.outcomes
+        assert (outcome.origin, outcome.committed) == (Origin.LOCAL, False)
+        assert "nothing was sent" in outcome.message
+        assert relay.reports == []
+        await relay.wire.set_target("up", relay.target)
 
 
 def test_nobody_waits_by_wait_for():
