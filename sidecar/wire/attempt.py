@@ -108,6 +108,10 @@ class Attempt:
         await settled(replay, self._shapes.patience_s(self._method))
         try:
             self._open(metadata)
+        except grpc.aio.UsageError:  # the channel was closed while we waited
+            error = local.no_channel(self._handle.name)
+            return local.outcome(error, committed=self._is_committed)
+        try:
             return await self._relay()
         finally:
             self._close()
