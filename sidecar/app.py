@@ -6,6 +6,7 @@ the others. The end goes the other way round.
 """
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -66,6 +67,7 @@ from sidecar.schema import schema
 from sidecar.wire.grpcio import GrpcioWire, Listener
 from sidecar.wire.options import WireOptions
 from sidecar.wire.protocol import Sent
+from sidecar.wire.surroundings import Surroundings
 from sidecar.wire.upstreams import UpstreamChannels
 
 _log = logging.getLogger("outrigger.sidecar")
@@ -110,7 +112,12 @@ class Sidecar:
         self._guard, self._routes = self._make_guard()
         self._circuits = CircuitKeeper(CircuitRecords(database), self._guard, clock)
         self._channels = UpstreamChannels(
-            config.upstreams, self._upstream_ready, tasks=self._tasks
+            config.upstreams,
+            self._upstream_ready,
+            tasks=self._tasks,
+            surroundings=Surroundings(
+                clock=clock, rng=self._rng, publish=self._publish
+            ),
         )
         self._wire = self._make_wire()
         self._delivery = self._make_delivery()
@@ -187,7 +194,10 @@ class Sidecar:
         )
         guard = CallGuard(
             routes,
-            config.guard,
+            dataclasses.replace(
+                config.guard,
+                token=self._agent_token if config.outbound_token else None,
+            ),
             publish=self._publish,
             now=self._clock.monotonic(),
             details=details_metadata,
