@@ -46,7 +46,7 @@ class Site:
             Routes(
                 [Upstream("bad"), Upstream("well")],
                 [MethodRule(match="*", max_attempts=attempts)],
-                {"bad": "bad", "test.v1": "well"},
+                {"bad": "bad", "soak": "bad", "test.v1": "well"},
             ),
             publish=lambda _: None,
             now=self.clock.monotonic(),
