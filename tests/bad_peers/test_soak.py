@@ -13,6 +13,7 @@ async def test_cancelled_calls_leave_no_task_and_no_descriptor_behind():
     """Every shape of call through the real relay, many at a time."""
     server, target = await start(Echo())
     async with open_site(target) as site:
+        await until(lambda: site.targets.get("bad").is_ready, 20)
         load = Load(site.channel)
         await load.run(100)  # what is opened once is open from here on
         await until(lambda: site.guard.counts.in_flight == 0)
