@@ -4,6 +4,7 @@ A failure names its seed, its settings and the shortest trace that was found to 
 `play(Circuit, SETTINGS[...], TRACE)` goes through that trace again.
 """
 
+import math
 import random
 from collections import Counter, deque
 from fractions import Fraction
@@ -46,6 +47,10 @@ MOODS = {
 """How a callee is doing for a while: each outcome as often as it is there."""
 WAITS_S = (0.0625, 0.25, 0.5, 1.0, 4.0, 30.0)
 """Sixteenths, so that no sum of them is ever rounded: both sides see equal times."""
+STEP_NAMES = (
+    *("call", "begin", "end", "slow", "answer", "leave", "wait", "tick"),
+    *("order", "cut"),
+)
 
 
 def traced(rng):
@@ -54,10 +59,9 @@ def traced(rng):
     while len(trace) < STEPS:
         verdicts = MOODS[rng.choice(sorted(MOODS))]
         call, slow, wait = (rng.choice(pair) for pair in ((1, 8), (1, 8), (2, 8)))
-        weights = [call, 8, rng.choice([1, 8]), slow, 2, 2, wait, 3, 1]
-        names = ["call", "begin", "end", "slow", "answer", "leave", "wait", "tick"]
+        weights = [call, 8, rng.choice([1, 8]), slow, 2, 2, wait, 3, 1, 1]
         for _ in range(rng.randrange(10, 40)):
-            (name,) = rng.choices([*names, "order"], weights)
+            (name,) = rng.choices(STEP_NAMES, weights)
             trace.append(step_of(name, rng, verdicts))
     return trace[:STEPS]
 
@@ -78,6 +82,7 @@ def step_of(name, rng, verdicts):
         "slow": ("slow", index, draw),
         "answer": ("answer", index),
         "leave": ("leave", index),
+        "cut": ("cut", index, draw),
     }.get(name, (name,))
 
 
@@ -156,6 +161,15 @@ class Pair:
             self.circuit.passed(ticket, self.now, calls)
         else:
             self.circuit.failed(ticket, verdict, self.now, draw, calls)
+
+    def cut(self, index, draw):
+        """Wait until a probe must have an answer; it has none."""
+        probes = [n for n, one in enumerate(self.under_way) if one[1].lease_ends]
+        if probes:
+            number = probes[index % len(probes)]
+            cut_at = self.under_way[number][1].lease_ends - self.reference.lease_s * 0.1
+            self.now = max(self.now, math.ceil(cut_at * 16) / 16)
+            self.end(number, Verdict.HARD, draw)
 
     def slow(self, index, draw):
         fresh = [one for one in self.under_way if one[2]]
