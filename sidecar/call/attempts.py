@@ -152,8 +152,9 @@ class Attempts:
         self, standings: Iterable[MethodStanding], now: float, draw: float
     ) -> None:
         """Count every attempt that is slow by now."""
+        own_s = self._time.own_delay_s
         for standing in standings:
-            newest = now - standing.slow_floor_s
+            newest = now - standing.slow_floor_s - own_s
             late = []
             for tried, flight in standing.flying.items():
                 if tried.started > newest:
@@ -174,7 +175,7 @@ class Attempts:
 
     def _look(self, flight: Flight, tried: Try, now: float, draw: float) -> None:
         standing = flight.method
-        elapsed_s = now - tried.started
+        elapsed_s = now - tried.started - self._time.own_delay_s
         if tried.is_slow or elapsed_s < standing.slow_after_s():
             return
         tried.is_slow = True

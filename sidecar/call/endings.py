@@ -79,14 +79,16 @@ class Endings:
             self._parked.pop(flight.token, None)
         self._over(flight, Code.CANCELLED, now).cancelled += 1
 
-    def unroutable(self, call: Call, error: OutriggerError, now: float) -> Refuse:
-        """Refuse a call that goes nowhere."""
+    def turned_away(
+        self, call: Call, layer: str, error: OutriggerError, now: float
+    ) -> Refuse:
+        """Refuse a call before anything is known of where it goes."""
         counts = self.counts if call.kind is Kind.CALL else self.deliveries
         counts.begun += 1
-        _count_refusal(counts, "route")
-        answer = answers.refusal(error, "route", self._details)
+        _count_refusal(counts, layer)
+        answer = answers.refusal(error, layer, self._details)
         if self.watch is not None:
-            self.watch(SeenCall(call, "", now, 0.0, 0, answer.code, "route"))
+            self.watch(SeenCall(call, "", now, 0.0, 0, answer.code, layer))
         return Refuse(answer)
 
     def refused(

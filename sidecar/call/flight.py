@@ -67,7 +67,6 @@ class Flight(Permit):
         "is_delivery",
         "is_live",
         "is_over",
-        "is_repeat",
         "is_slow",
         "key",
         "last",
@@ -76,6 +75,7 @@ class Flight(Permit):
         "method",
         "method_ticket",
         "number",
+        "previous",
         "refused_by",
         "started",
         "step",
@@ -101,12 +101,14 @@ class Flight(Permit):
         """What every attempt sends."""
         self.key: str
         """Idempotency key, the caller's or else the call's id."""
+        self.previous: int
+        """Attempts that the caller's own library made before."""
         if asked is None:
             self.metadata, self.key = call.metadata, call.call_id
-            self.is_repeat = False
+            self.previous = 0
         else:
             self.metadata, self.key = asked.passed, asked.key or call.call_id
-            self.is_repeat = asked.is_repeat
+            self.previous = asked.previous
         self.is_delivery = call.kind is not _CALL
         self.wants_letter = _wants_letter(call, method, asked)
         if (asked is None or asked.key is None) and (
@@ -165,6 +167,13 @@ class Flight(Permit):
     def is_flying(self) -> bool:
         """Say whether any attempt is on its way."""
         return self.is_live or self.hedges is not None
+
+    def sent_metadata(self, number: int) -> Metadata:
+        """Return what an attempt sends: as gRFC A6 has it, how many came before it."""
+        before = self.previous + number
+        if not before:
+            return self.metadata
+        return (*self.metadata, (names.PREVIOUS_ATTEMPTS_METADATA, str(before)))
 
     def timeout_s(self, now: float) -> float | None:
         """Return the time limit of an attempt that begins now; None means none."""

@@ -1,18 +1,26 @@
 """Every decision about an outbound call, layer by layer, without waiting.
 
-Outermost first: deadline, kill switch, concurrency limit, retry and its budget,
-circuit of the upstream, circuit of the method, faults that an operator asked for,
-time limit of the attempt.
+Outermost first: the agent's token where one is asked for, deadline, kill switch,
+concurrency limit with its queue, retry and its budget, circuit of the upstream, circuit
+of the method, faults that an operator asked for, time limit of the attempt.
 
 Two kinds of time: deadlines are in monotonic seconds, for a caller's time goes on
 whatever happens to this process; windows, rests and leases are in active ones.
 """
 
+import hmac
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from outrigger.core.errors import Bug, OutriggerError, TimedOut, Transient
+from outrigger.core import names
+from outrigger.core.errors import (
+    Bug,
+    OutriggerError,
+    TimedOut,
+    Transient,
+    Unauthenticated,
+)
 from sidecar.call import answers
 from sidecar.call.answers import Details, no_details
 from sidecar.call.attempts import Attempts
@@ -25,6 +33,7 @@ from sidecar.call.descriptor import (
     Finish,
     GivenUp,
     Go,
+    Kind,
     Letter,
     Outcome,
     Permit,
@@ -36,15 +45,15 @@ from sidecar.call.descriptor import (
 )
 from sidecar.call.endings import Endings, Watch
 from sidecar.call.flight import Flight, Hedge, Try
-from sidecar.call.metadata import asked_of
+from sidecar.call.metadata import Asked, asked_of
 from sidecar.call.places import Places, Resolve, full, waited_in_vain
+from sidecar.call.repeats import Times, may_be_repeated, may_hedge, retry_after_s
 from sidecar.call.routes import Routes
 from sidecar.call.standing import GuardSettings, Standings, UpstreamPolicy
-from sidecar.policy import classify
 from sidecar.policy.active_time import ActiveTime
 from sidecar.policy.circuit import Circuit, CircuitState
 from sidecar.policy.classify import Code
-from sidecar.policy.retry import Failure, next_delay_s, pushback_s
+from sidecar.policy.retry import pushback_s
 
 __all__ = [
     "CallGuard",
@@ -132,9 +141,12 @@ class CallGuard:
         asked = asked_of(call.metadata)
         named = None if asked is None else asked.upstream
         try:
+            if self._settings.token is not None:
+                _check_token(self._settings.token, call, asked)
             method = self._standings.find(call.method, named, now)
         except OutriggerError as error:
-            return self._endings.unroutable(call, error, now)
+            layer = "token" if isinstance(error, Unauthenticated) else "route"
+            return self._endings.turned_away(call, layer, error, now)
         flight = Flight(call, method, asked, now, self._settings)
         self._endings.begun(flight, now)
         if call.deadline is not None and now >= call.deadline:
@@ -194,8 +206,9 @@ class CallGuard:
         if tried is None or tried.has_answered:
             return
         flight.hedge_at = None
-        self._release_others(flight, tried)
-        self._attempts.answered(flight, tried, self._time.at(now))
+        active = self._time.at(now)
+        self._release_others(flight, tried, active)
+        self._attempts.answered(flight, tried, active)
 
     def ended(
         self, permit: Permit, attempt: int, outcome: Outcome, now: float, draw: float
@@ -207,16 +220,15 @@ class CallGuard:
         if tried is None:
             return _PASS  # the caller went away first, and all was given back then
         active = self._time.at(now)
-        upstream = flight.method.upstream
-        if attempt == 0 and not (flight.is_repeat or flight.is_delivery):
-            upstream.budget.completed(active)
+        if attempt == 0:
+            _earn(flight, active)
         flight.landed(tried)
         if outcome.code != 0:
             self._attempts.failed(flight, tried, outcome, active, draw)
             return self._after_failure(flight, outcome, now, draw)
         self._attempts.succeeded(flight, tried, active, draw)
         if flight.hedges is not None or flight.is_live:
-            self._release_others(flight, tried)
+            self._release_others(flight, tried, active)
         self._endings.succeeded(flight, now)
         if flight.attempts == 1:
             return _PASS
@@ -342,7 +354,7 @@ class CallGuard:
         """Make the first attempt of a call that has a place."""
         active = self._time.at(now)
         method = flight.method
-        if flight.is_repeat:
+        if flight.previous:
             method.upstream.budget.charge(active)
         shut = self._attempts.admit(flight, flight, active)
         if shut is not None:
@@ -354,7 +366,8 @@ class CallGuard:
 
     def _go(self, flight: Flight, tried: Try, now: float) -> Go:
         method = flight.method
-        go = Go(flight, tried.number, flight.metadata, flight.timeout_s(now))
+        number = tried.number
+        go = Go(flight, number, flight.sent_metadata(number), flight.timeout_s(now))
         if method.circuit.state is not _CLOSED or (
             method.upstream.circuit.state is not _CLOSED
         ):
@@ -368,24 +381,13 @@ class CallGuard:
         return self._endings.refused(flight, "circuit", refusal, now)
 
     def _hedged(self, flight: Flight, now: float) -> Go | Await:
-        """Make one more attempt beside those on their way, if that may be.
-
-        Hedges help where a callee is healthy and one of its answers is late; where a
-        circuit is not closed they would only add to the load.
-        """
+        """Make one more attempt beside those on their way, if that may be."""
         if flight.hedge_at is None or now < flight.hedge_at:
             raise Bug("NOT_WAITING", f"{flight.call.method} waits for no hedge")
         flight.hedge_at = None
         method = flight.method
         active = self._time.at(now)
-        if (
-            self._killed is not None
-            or now >= flight.expires
-            or flight.attempts >= method.rule.max_attempts
-            or method.circuit.state is not _CLOSED
-            or method.upstream.circuit.state is not _CLOSED
-            or not method.upstream.budget.spend(active)
-        ):
+        if self._killed is not None or not may_hedge(flight, now, active):
             return _AWAIT
         hedge = Hedge()
         self._attempts.admit(flight, hedge, active)  # both are closed: it is admitted
@@ -397,9 +399,13 @@ class CallGuard:
             flight.hedge_at = now + (method.rule.hedge_s or 0.0)
         return self._go(flight, hedge, now)
 
-    def _release_others(self, flight: Flight, winner: Try | None) -> None:
+    def _release_others(
+        self, flight: Flight, winner: Try | None, active: float
+    ) -> None:
         for tried in _flying(flight):
             if tried is not winner:
+                if tried.number == 0:
+                    _earn(flight, active)
                 flight.landed(tried)
                 self._attempts.released(flight, tried)
 
@@ -411,7 +417,8 @@ class CallGuard:
         if flight.is_flying:
             return self._beside_others(flight, outcome, now)
         flight.hedge_at = None
-        delay_s = self._delay_s(flight, outcome, now, draw)
+        times = Times(now, self._time.at(now), self._retry_hint(outcome.trailers), draw)
+        delay_s = retry_after_s(flight, outcome, times, killed=self._killed is not None)
         if delay_s is None:
             return self._endings.failed(flight, outcome, now)
         flight.last = outcome
@@ -426,8 +433,8 @@ class CallGuard:
         As gRFC A6 has it, a failure that may be tried again makes the next hedge due
         at once, or when the callee says.
         """
-        if not self._may_retry(flight, outcome, hedged=True):
-            self._release_others(flight, None)
+        if not may_be_repeated(flight, outcome):
+            self._release_others(flight, None, self._time.at(now))
             flight.hedge_at = None
             return self._endings.failed(flight, outcome, now)
         asked_s = pushback_s(outcome.trailers)
@@ -437,44 +444,6 @@ class CallGuard:
             flight.hedge_at = now + (asked_s or 0.0)
         return _AWAIT
 
-    def _delay_s(
-        self, flight: Flight, outcome: Outcome, now: float, draw: float
-    ) -> float | None:
-        """Return when to retry; None means not at all. Charges the budget last."""
-        method = flight.method
-        if not self._may_retry(flight, outcome):
-            return None
-        pushback = pushback_s(outcome.trailers)
-        throttled = classify.is_throttle(outcome.code)
-        failure = Failure(
-            step=flight.step,
-            pushback_s=pushback,
-            hint_s=self._retry_hint(outcome.trailers) or 0.0,
-            room_s=flight.expires - now,
-            typical_s=method.median.value_s() or 0.0,
-            throttled=throttled,
-        )
-        delay_s = next_delay_s(method.retry, failure, draw)
-        active = self._time.at(now)
-        if delay_s is None or _is_shut(flight, active + delay_s):
-            return None
-        if not method.upstream.budget.spend(active, throttled=throttled):
-            return None
-        flight.step = 0 if pushback is not None else flight.step + 1
-        return delay_s
-
-    def _may_retry(
-        self, flight: Flight, outcome: Outcome, *, hedged: bool = False
-    ) -> bool:
-        method = flight.method
-        return (
-            not outcome.committed
-            and not flight.is_delivery
-            and (hedged or self._killed is None)
-            and (hedged or flight.attempts < method.rule.max_attempts)
-            and classify.is_retryable(outcome.code, outcome.origin, method.codes)
-        )
-
 
 def _flight(permit: Permit) -> Flight:
     if not isinstance(permit, Flight):
@@ -482,18 +451,32 @@ def _flight(permit: Permit) -> Flight:
     return permit
 
 
+def _earn(flight: Flight, active: float) -> None:
+    """Let a call's first attempt earn its share of a retry, however it ended."""
+    if not (flight.previous or flight.is_delivery):
+        flight.method.upstream.budget.completed(active)
+
+
 def _flying(flight: Flight) -> list[Try]:
     found: list[Try] = list((flight.hedges or {}).values())
     return [flight, *found] if flight.is_live else found
 
 
-def _is_shut(flight: Flight, when: float) -> bool:
-    """Return whether a circuit will still refuse then."""
-    method = flight.method
-    return (
-        method.upstream.circuit.remaining_s(when) > 0
-        or method.circuit.remaining_s(when) > 0
-    )
+def _check_token(token: str, call: Call, asked: Asked | None) -> None:
+    """Let only calls pass that bring the agent's token; letters are our own.
+
+    Raises:
+        Unauthenticated: WRONG_TOKEN.
+    """
+    given = "" if asked is None else asked.token
+    if call.kind is Kind.CALL and not hmac.compare_digest(
+        given.encode(), token.encode()
+    ):
+        raise Unauthenticated(
+            "WRONG_TOKEN",
+            f"this relay asks for the agent's token: send it as {names.TOKEN_METADATA};"
+            f" the sidecar gives it to the agent in {names.ENV_TOKEN}",
+        )
 
 
 def _too_late(call: Call) -> TimedOut:

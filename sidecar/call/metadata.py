@@ -1,7 +1,8 @@
 """What a call's metadata says to us, and what of it goes on.
 
-`outrigger-*` and `grpc-previous-rpc-attempts` are for us and go no further. All
-else passes unchanged, repeated keys and order included.
+`outrigger-*` is for us and goes no further. `grpc-previous-rpc-attempts` goes on with
+our own attempts added to the caller's. All else passes unchanged, repeated keys and
+order included.
 """
 
 import re
@@ -22,6 +23,7 @@ _NOT_STORED: Final = re.compile(
     | ^x-goog-(?!request-params$)""",
     re.VERBOSE,
 )
+_ATTEMPTS: Final = re.compile(r"[0-9]{1,4}\Z")
 _SECRET_VALUE: Final = re.compile(
     r"\s*(bearer|basic|digest|negotiate)\s", re.IGNORECASE
 )
@@ -30,17 +32,19 @@ _SECRET_VALUE: Final = re.compile(
 class Asked:
     """What a caller asked of the sidecar."""
 
-    __slots__ = ("is_repeat", "key", "letter", "passed", "upstream")
+    __slots__ = ("key", "letter", "passed", "previous", "token", "upstream")
 
     def __init__(self) -> None:
         self.upstream: str | None = None
         """From `outrigger-upstream`; the last, so that a sender may append it."""
         self.letter: str | None = None
         """From `outrigger-letter`."""
+        self.token = ""
+        """From `outrigger-token`; the last."""
         self.key: str | None = None
         """The caller's own `idempotency-key`; the first, if it gave several."""
-        self.is_repeat = False
-        """The caller's gRPC library makes this call again by itself."""
+        self.previous = 0
+        """How often the caller's gRPC library made this call before, by itself."""
         self.passed: Metadata = ()
         """What goes on to the upstream."""
 
@@ -87,6 +91,12 @@ def _read(metadata: Metadata) -> Asked:
     return asked
 
 
+def _count(value: str | bytes) -> int:
+    """Return a count of attempts; what is no number is taken for one."""
+    text = str(value)
+    return int(text) if _ATTEMPTS.match(text) else 1
+
+
 def _is_ours(asked: Asked, key: str, value: str | bytes) -> bool:
     """Note what is meant for us; return whether it stays here."""
     if key == names.UPSTREAM_METADATA:
@@ -94,7 +104,9 @@ def _is_ours(asked: Asked, key: str, value: str | bytes) -> bool:
     elif key == names.LETTER_METADATA:
         asked.letter = str(value).lower()
     elif key == names.PREVIOUS_ATTEMPTS_METADATA:
-        asked.is_repeat = value != "0"
+        asked.previous = _count(value)
+    elif key == names.TOKEN_METADATA:
+        asked.token = str(value)
     else:
         return key.startswith(names.OWN_METADATA_PREFIX)
     return True

@@ -71,6 +71,8 @@ class GuardSettings(UpstreamPolicy):
 
     upstreams: Mapping[str, UpstreamPolicy] = field(default_factory=dict)
     """Policies by upstream."""
+    token: str | None = field(default=None, repr=False)
+    """What the agent's calls must bring as `outrigger-token`; None asks for none."""
     methods_max: int = 1000
     """Methods known one by one; those beyond share a circuit, `UPSTREAM/*`. The
     agent makes up the names, so without a bound it could fill the memory."""

@@ -16,16 +16,20 @@ from typing import Final
 GAP_S: Final = 2.0
 """A longer silence between ticks is no silence but a stop."""
 _LIVED_S: Final = 0.25
-"""As much of it as may really have been lived."""
+"""As much of it as may really have been lived: the time between two ticks."""
+_FORGOTTEN: Final = 0.5
+_ROUNDS: Final = 10
+"""Turns of the loop that a call takes, each as late as the tick was."""
 
 
 class ActiveTime:
     """Turns monotonic seconds into seconds this process was there for."""
 
-    __slots__ = ("_latest", "_ticked", "stopped_s", "stops")
+    __slots__ = ("_lag_s", "_latest", "_ticked", "stopped_s", "stops")
 
     def __init__(self) -> None:
         self._ticked = 0.0
+        self._lag_s = 0.0
         self._latest = math.inf
         """When the next tick must have come; there is none before the first."""
         self.stopped_s = 0.0
@@ -43,9 +47,20 @@ class ActiveTime:
         """Take note that the process runs; return the active time of `now`."""
         if now >= self._latest:
             self._stopped(now)
+        elif self._latest != math.inf:
+            late_s = max(0.0, now - self._ticked - _LIVED_S)
+            self._lag_s = max(late_s, self._lag_s * _FORGOTTEN)
         self._ticked = now
         self._latest = now + GAP_S
         return now - self.stopped_s
+
+    @property
+    def own_delay_s(self) -> float:
+        """How much of a call's time may be our own doing: this process is busy.
+
+        Ticks that come late say how long everything else waits for its turn.
+        """
+        return _ROUNDS * self._lag_s
 
     def when(self, active: float) -> float:
         """Return the monotonic seconds of an active time, for showing.

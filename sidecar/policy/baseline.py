@@ -6,22 +6,26 @@ circuit is the one that the method's own healthy history makes improbable.
 
 What is observed is held back for up to a minute before it is believed, and dropped
 if the circuit opens in the meantime: the first failures of an outage belong to the
-outage. What is believed grows no faster than twice an hour, so that neither an
-outage below the threshold nor a slow decay becomes the norm unnoticed.
+outage. What is believed at most doubles within an hour, so that neither an outage
+below the threshold nor a slow decay becomes the norm unnoticed.
 
 Which way to err:
 
-- The binomial tail takes calls to fail independently. They do not quite, so the
-  upper confidence bound of the rate is used, and a bound of the tail instead of the
-  tail, which costs about one failure more until it opens.
+- The rate is taken at its upper confidence bound, and the binomial tail by a bound
+  of its own, which costs about one failure more until it opens.
+- A binomial takes calls to fail independently. Failures that come in clusters are
+  counted as fewer: how alike the calls of ten seconds are is learnt as well, and what
+  n such calls prove is what n / (1 + (n - 1) x likeness) independent ones would.
 - However improbable, a circuit does not open below a tenth of failures: nine good
   calls refused for each bad one saved is no bargain. Nor below five failures, for one
   broken connection takes several calls with it.
-- No rate above a half is believed. So twenty failures in a row are improbable
-  whatever was learnt, and a callee that is gone opens the circuit of any method.
+- No rate above a half is believed, and no likeness that would more than double the
+  failures in a row that prove an outage. So forty in a row are improbable whatever was
+  learnt, and a callee that is gone opens the circuit of any method.
 - If the circuit opens again and again without a believable stretch in between, what
-  was learnt no longer describes the method: it stands down for a quarter of an hour
-  and leaves the decision to the fixed thresholds.
+  it goes by does not describe the method, be it learnt or fixed. Then for a quarter
+  of an hour only what would be improbable at one half opens it. Else a method that
+  fails every other time would never have any history to learn from.
 """
 
 import math
@@ -44,9 +48,14 @@ _CONFIDENCE: Final = 3.09
 """Standard deviations: one in a thousand rates is higher than believed."""
 _ENOUGH_SAMPLES: Final = 100
 _QUANTILE: Final = 0.99
+_PIECES: Final = 3
+"""Of a stretch; each as long as the window of a circuit, with the usual settings."""
+_OUTLIER: Final = 3.0
+"""A piece with so many times the usual failures is no worse than that: else one
+brownout would pass for a method whose failures come in clusters."""
 _KEPT_CALLS: Final = 2000
 """So much history does not fade, else a rare method would never have any."""
-_MOST_OPENINGS: Final = 5
+_MOST_OPENINGS: Final = 3
 _STAND_DOWN_S: Final = 900.0
 
 
@@ -92,11 +101,19 @@ class BaselineSettings:
 class _Stretch:
     """What was observed in a piece of time, not believed yet."""
 
-    __slots__ = ("calls", "durations", "failures")
+    __slots__ = ("durations", "pieces")
 
     def __init__(self) -> None:
-        self.calls = self.failures = 0
+        self.pieces = [(0, 0)]
+        """(calls, failures), in turn."""
         self.durations = [0] * (len(_BOUNDS) + 1)
+
+    def add(self, calls: int, failures: int) -> None:
+        before, failed = self.pieces[-1]
+        self.pieces[-1] = (before + calls, failed + failures)
+
+    def total(self) -> tuple[int, int]:
+        return sum(one for one, _ in self.pieces), sum(two for _, two in self.pieces)
 
 
 class Baseline:
@@ -109,13 +126,16 @@ class Baseline:
         "_ends",
         "_failures",
         "_history_s",
+        "_likeness",
         "_newest",
         "_openings",
         "_p99_s",
+        "_pairs",
         "_rate",
-        "_ready",
         "_resumes",
         "_settings",
+        "_surplus",
+        "_used",
         "_waiting",
     )
 
@@ -126,9 +146,10 @@ class Baseline:
         self._durations = [0.0] * (len(_BOUNDS) + 1)
         self._rate: float | None = None
         self._p99_s: float | None = None
+        self._pairs = self._surplus = self._likeness = 0.0
         self._openings = 0
         self._resumes = -math.inf
-        self._ready = False
+        self._used: tuple[float, float] | None = None
         self._start(now)
 
     def __repr__(self) -> str:
@@ -147,8 +168,7 @@ class Baseline:
             failures: how many of them counted as failures.
             now: monotonic seconds; call it about once a second.
         """
-        self._newest.calls += calls
-        self._newest.failures += failures
+        self._newest.add(calls, failures)
         if now >= self._ends:
             self._turn(now)
 
@@ -162,7 +182,7 @@ class Baseline:
         if self._openings >= _MOST_OPENINGS:
             self._openings = 0
             self._resumes = now + _STAND_DOWN_S
-            self._ready = False
+            self._used = (self._settings.ceiling_ratio, 0.0)
         self._start(now)
 
     def failure_threshold(self, calls: int) -> int | None:
@@ -172,11 +192,19 @@ class Baseline:
         for the calls of the window, and for the failures in a row as if they were
         all there was. None means there is nothing to go by: use fixed thresholds.
         """
-        if not self._ready or self._rate is None:
+        if self._used is None:
             return None
+        rate, likeness = self._used
         settings = self._settings
         least = max(settings.least_failures, math.ceil(settings.least_ratio * calls))
-        return max(least, improbable(calls, self._rate, self._cost))
+        if not likeness:
+            return max(least, improbable(calls, rate, self._cost))
+        weight = 1 + (calls - 1) * likeness
+        alone = math.ceil(calls / weight)
+        found = improbable(alone, rate, self._cost)
+        if found > alone:
+            return calls + 1
+        return max(least, min(calls, math.ceil(found * weight)))
 
     def slow_s(self) -> float | None:
         """Return from when on a call is slow, in seconds; None while unknown."""
@@ -189,20 +217,34 @@ class Baseline:
         """Begin to observe with nothing held back."""
         self._waiting: _Stretch | None = None
         self._newest = _Stretch()
-        self._ends = now + self._settings.hold_s / 2
+        self._ends = now + self._piece_s()
+
+    def _piece_s(self) -> float:
+        return self._settings.hold_s / 2 / _PIECES
 
     def _turn(self, now: float) -> None:
-        """Hold back what has just been observed, believe what was held back.
+        """End a piece, and with the last of a stretch believe the stretch before.
 
-        A stretch without calls is gone on with: nothing happened that could be
+        A piece without calls is gone on with: nothing happened that could be
         believed, and a pause neither ages history nor counts as some.
         """
-        if self._newest.calls:
-            if self._waiting is not None:
-                self._believe(self._waiting)
-            self._waiting, self._newest = self._newest, _Stretch()
-        self._ends = now + self._settings.hold_s / 2
-        self._ready = self._rate is not None and now >= self._resumes
+        self._ends = now + self._piece_s()
+        if self._newest.pieces[-1][0]:
+            if len(self._newest.pieces) == _PIECES:
+                if self._waiting is not None:
+                    self._believe(self._waiting)
+                self._waiting, self._newest = self._newest, _Stretch()
+            else:
+                self._newest.pieces.append((0, 0))
+        if now >= self._resumes:
+            self._use()
+
+    def _use(self) -> None:
+        if self._rate is None:
+            self._used = None
+            return
+        row = self._cost / -math.log(self._rate)
+        self._used = (self._rate, min(self._likeness, 1 / (2 * row)))
 
     def _believe(self, stretch: _Stretch) -> None:
         settings = self._settings
@@ -211,15 +253,17 @@ class Baseline:
         if self._calls > _KEPT_CALLS:
             kept = 0.5 ** (stretch_s / settings.half_life_s)
         growth = settings.growth_per_hour ** (stretch_s / 3600)
+        calls, failures = stretch.total()
         self._openings = 0
         self._history_s += stretch_s
-        self._calls = self._calls * kept + stretch.calls
-        self._failures = self._failures * kept + stretch.failures
+        self._calls = self._calls * kept + calls
+        self._failures = self._failures * kept + failures
         self._durations = [
             old * kept + new
             for old, new in zip(self._durations, stretch.durations, strict=True)
         ]
         self._learn_rate(growth)
+        self._learn_likeness(stretch, kept)
         self._learn_p99(growth)
 
     def _learn_rate(self, growth: float) -> None:
@@ -227,9 +271,30 @@ class Baseline:
         if self._calls < settings.min_calls or self._history_s < settings.min_history_s:
             return
         seen = upper_bound(self._failures, self._calls)
-        if self._rate is not None:
+        if self._rate is None:
+            self._resumes = -math.inf
+        else:
             seen = min(seen, self._rate * growth)
         self._rate = min(max(seen, settings.floor_ratio), settings.ceiling_ratio)
+
+    def _learn_likeness(self, stretch: _Stretch, kept: float) -> None:
+        """Learn the intra-class correlation of pieces by the method of moments.
+
+        The variance of the failures among n calls is n p q (1 + (n - 1) x likeness);
+        what is there of it beyond n p q is the surplus.
+        """
+        settings = self._settings
+        # What is believed, and not what a brownout has just made of the average.
+        seen = self._failures / self._calls
+        mean = max(min(seen, self._rate or 0.5), settings.floor_ratio)
+        unit = mean * (1 - mean)
+        self._pairs *= kept
+        self._surplus *= kept
+        for calls, failures in stretch.pieces:
+            away = min(failures, _OUTLIER * mean * calls) - mean * calls
+            self._surplus += away * away / unit - calls
+            self._pairs += calls * (calls - 1)
+        self._likeness = max(self._surplus, 0.0) / max(self._pairs, 1.0)
 
     def _learn_p99(self, growth: float) -> None:
         if sum(self._durations) < _ENOUGH_SAMPLES:

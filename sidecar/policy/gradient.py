@@ -12,8 +12,8 @@ Four things differ from there, each for a failure that is easy to provoke:
   and a healthy mix of methods wears the limit down to its least.
 - If a limit cut by a quarter made nothing faster, it was no queue: the callee or the
   mix has changed, and what is seen now becomes the long average at once.
-- While the limit is what holds calls back, the long average rises at a tenth of its
-  speed. Otherwise a lasting overload would become the norm, and the limit would
+- While the limit is what holds calls back, the long average rises at a fiftieth of
+  its speed. Otherwise a lasting overload would become the norm, and the limit would
   follow its own queue upwards.
 - Drops cut the limit only if they are more than a few of the window's calls: some
   methods always time out.
@@ -40,7 +40,7 @@ _RECOVERY: Final = 0.9
 """...and is taken back by this factor per window."""
 _DROP_SHARE: Final = 0.05
 _DROP_CUT: Final = 0.9
-_QUEUE_PACE: Final = 0.1
+_QUEUE_PACE: Final = 0.02
 _TRIAL_CUT: Final = 0.75
 _TRIAL_GAIN: Final = 0.9
 """A queue that lost a quarter of its calls is at least a tenth faster."""

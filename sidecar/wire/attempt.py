@@ -20,7 +20,8 @@ from sidecar.call.descriptor import Go, Outcome, Trailers
 from sidecar.wire import faults, local
 from sidecar.wire.caller import Caller, CallerGone, settled
 from sidecar.wire.parts import Parts
-from sidecar.wire.replay import Cursor, CursorClosed
+from sidecar.wire.pump import Pump
+from sidecar.wire.replay import Cursor
 from sidecar.wire.upstreams import ChannelHandle
 
 UpstreamCall = Any
@@ -76,6 +77,7 @@ class Attempt:
         self._tasks = parts.tasks
         self._clock = parts.clock
         self._options = parts.options
+        self._shapes = parts.shapes
         self._mark = handle.mark()
         self._began = parts.clock.monotonic()
         self._call: UpstreamCall = None
@@ -102,7 +104,8 @@ class Attempt:
         key = local.illegal(metadata)
         if key is not None:
             return local.outcome(local.illegal_request(key))
-        await settled(self._caller.replay, self._options.join_s)
+        replay = self._caller.replay
+        await settled(replay, self._shapes.patience_s(self._method))
         try:
             self._open(metadata)
             return await self._relay()
@@ -141,7 +144,7 @@ class Attempt:
         )
         self._cursor = replay.cursor()
         self._writer = self._tasks.spawn(
-            "wire.write", _write_requests(self._call, self._cursor)
+            "wire.write", Pump(self._call, self._cursor).run()
         )
 
     async def _relay(self) -> Outcome:
@@ -252,6 +255,9 @@ class Attempt:
         return task is not None and not task.cancelling() and self._call.cancelled()
 
     def _close(self) -> None:
+        if self._call is not None and self._caller.replay.received:
+            was_single = self._caller.replay.was_whole
+            self._shapes.learn(self._method, was_single=was_single)
         # A call that is dropped unfinished is never collected by the library, so it
         # is always cancelled; one that is done takes no notice.
         if self._call is not None:
@@ -265,31 +271,6 @@ class Attempt:
         if self._cut_timer is not None:
             self._cut_timer.cancel()
         self._is_decided = True
-
-
-async def _write_requests(call: UpstreamCall, cursor: Cursor) -> None:
-    """Send the request up, one message at a time, until the attempt is over.
-
-    A failure here is never the attempt's outcome: its status says why.
-    """
-    try:
-        await call.wait_for_connection()
-        while (message := await cursor.get()) is not None:
-            await _write(call, message)
-            cursor.sent()
-        await call.done_writing()
-    except (CursorClosed, grpc.aio.AioRpcError, grpc.aio.BaseError):
-        return
-
-
-async def _write(call: UpstreamCall, message: bytes) -> None:
-    """Send one message.
-
-    Not `call.write`: when the callee has answered before it read everything, that
-    one replaces the callee's status by an INTERNAL of its own (186 of 200 times on
-    grpcio 1.85.1).
-    """
-    await call._cython_call.send_serialized_message(message)  # noqa: SLF001 - see above
 
 
 def _without_ours(trailers: Trailers) -> Trailers:

@@ -75,8 +75,9 @@ class RemoteCaller:
 
     async def message(self, message: bytes) -> None:
         """Pass a response message on."""
-        self.is_committed = True
-        self.replay.stream()
+        if not self.is_committed:
+            self.is_committed = True
+            self.replay.stream()
         self.last_message = self._clock.monotonic()
         try:
             await self._context.write(message)
@@ -94,6 +95,8 @@ class RemoteCaller:
             if message is grpc.aio.EOF:
                 await self._settle()
                 replay.end()
+                if replay.sender is not None:
+                    await replay.sender.finish()
                 return
             self.last_message = self._clock.monotonic()
             await replay.put(message)
@@ -140,11 +143,13 @@ class LetterCaller:
 
 async def settled(replay: Replay, limit_s: float) -> None:
     """Wait, for at most `limit_s`, until it is known if a request is one message."""
-    if replay.is_settled:
-        return
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + limit_s
+    timer: asyncio.TimerHandle | None = None
     try:
-        async with asyncio.timeout(limit_s):
-            while not replay.is_settled:
-                await replay.changed()
-    except TimeoutError:
-        return
+        while not replay.is_settled and loop.time() < ends:
+            timer = timer or loop.call_at(ends, replay.nudge)
+            await replay.changed()
+    finally:
+        if timer is not None:
+            timer.cancel()

@@ -152,6 +152,8 @@ class Exchange:
         try:
             while True:
                 ended = await race.next(self._until_due(go.permit))
+                if ended is None and self._until_due(go.permit) != 0.0:
+                    continue  # an answer has begun in the same moment
                 if ended is None and self._caller.replay.only_message is None:
                     return await self._lone(race, gos)
                 if ended is None:

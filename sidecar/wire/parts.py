@@ -8,6 +8,7 @@ from outrigger.core.rng import Rng
 from outrigger.core.tasks import Tasks
 from sidecar.call.descriptor import Guard, LetterPort, Resolution
 from sidecar.wire.options import WireOptions
+from sidecar.wire.shapes import RequestShapes
 from sidecar.wire.upstreams import Targets
 
 
@@ -24,3 +25,8 @@ class Parts:
     options: WireOptions
     parked: dict[int, asyncio.Future[Resolution]] = field(default_factory=dict)
     """Calls that wait for `Wire.resolve`, by token."""
+    shapes: RequestShapes = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what is learnt on the way."""
+        self.shapes = RequestShapes(self.options.join_s)

@@ -5,18 +5,33 @@ attempt takes it from the start. While nothing is committed all is kept, up to a
 limit. Past the limit, or once the call is committed, what the live attempt has sent
 is dropped and the reader waits until it has sent all: one message is held, not two.
 
+Once all that is kept was sent, an attempt may let the reader send what comes next by
+itself: two tasks that hand each message over cost a stream two turns of the loop.
+
 Nobody is cancelled here: a read that is cancelled loses its message. An attempt that
 is over closes its cursor; whoever waits there wakes and leaves.
 """
 
 import asyncio
 from collections import deque
-from typing import Final
+from typing import Final, Protocol
 
 from outrigger.core.errors import Bug
 
 _MESSAGE_OVERHEAD: Final = 64
 """Bytes a message costs beside its own; else empty ones would cost nothing."""
+
+
+class Sender(Protocol):
+    """Sends what the reader reads straight on."""
+
+    async def send(self, message: bytes) -> bool:
+        """Send a message; False means that the attempt is over."""
+        ...
+
+    async def finish(self) -> None:
+        """Half-close."""
+        ...
 
 
 class CursorClosed(Exception):
@@ -33,6 +48,8 @@ class Replay:
         self._dropped = 0
         self._is_streaming = False
         self._live: Cursor | None = None
+        self.sender: Sender | None = None
+        """Sends what comes, while it does so directly; the half-close too."""
         self._change = asyncio.Event()
         self._room = asyncio.Event()
         self.received = 0
@@ -43,6 +60,8 @@ class Replay:
         """The caller went away, or nobody will send its request any more."""
         self.has_overflowed = False
         """More came than is kept: the call is committed."""
+        self.was_whole = False
+        """It was one message, ended before anything of the response was passed on."""
 
     @property
     def only_message(self) -> bytes | None:
@@ -60,6 +79,12 @@ class Replay:
 
     async def put(self, message: bytes) -> None:
         """Append a message; return when there is room for another."""
+        if self.sender is not None:
+            if await self.sender.send(message):
+                self.received += 1
+                return
+            # The attempt is over and will not be made again: wait for the end.
+            self.sender = None
         self._messages.append(message)
         self.received += 1
         self._room_left -= len(message) + _MESSAGE_OVERHEAD
@@ -80,7 +105,24 @@ class Replay:
     def end(self) -> None:
         """Take note of the half-close."""
         self.has_ended = True
+        self.was_whole = self.received == 1 and not self._is_streaming
         self._wake()
+
+    def go_direct(self, cursor: "Cursor", sender: Sender) -> bool:
+        """Let the reader send by itself from now on; False if that may not be.
+
+        It may once nothing is kept any more and everything that came was sent.
+        """
+        may = (
+            self._is_streaming
+            and self._live is cursor
+            and not self._messages
+            and not self.has_ended
+            and not self.is_broken
+        )
+        if may:
+            self.sender = sender
+        return may
 
     def abandon(self) -> None:
         """Let go of everything; the reader and all who wait leave."""
@@ -93,6 +135,10 @@ class Replay:
         """Stop keeping what was sent: the call is committed."""
         self._is_streaming = True
         self._trim()
+
+    def nudge(self) -> None:
+        """Wake whoever waits for a change, to look at something else."""
+        self._wake()
 
     async def changed(self) -> None:
         """Wait for the next message, half-close, break, or closed cursor."""
@@ -118,6 +164,7 @@ class Replay:
         """Take note that an attempt is over."""
         if self._live is cursor:
             self._live = None
+            self.sender = None
         self._wake()
 
     def sent(self) -> None:
@@ -170,6 +217,10 @@ class Cursor:
         self.sent_count += 1
         if not self._is_closed:
             self._replay.sent()
+
+    def go_direct(self, sender: Sender) -> bool:
+        """Hand the sending over to the reader; False if it is not time for that."""
+        return not self._is_closed and self._replay.go_direct(self, sender)
 
     def close(self) -> None:
         """End the attempt's interest."""

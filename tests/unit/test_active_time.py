@@ -60,3 +60,18 @@ def test_a_moment_is_shown_in_todays_seconds():
 
     assert time.when(later) == now + 100.0
     assert time.when(active) == pytest.approx(now + 100.0 - (later - active))
+
+
+def test_a_process_that_is_busy_knows_that_it_is_slow_itself():
+    """A tick a tenth of a second late: each call waits ten times for its turn."""
+    time = ActiveTime()
+    time.tick(0.0)
+    time.tick(0.25)
+    assert time.own_delay_s == 0.0
+
+    time.tick(0.6)
+
+    assert time.own_delay_s == pytest.approx(1.0)
+    for tick in range(10):
+        time.tick(0.85 + tick / 4)
+    assert time.own_delay_s < 0.01

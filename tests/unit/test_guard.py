@@ -53,19 +53,31 @@ def test_a_healthy_call_passes_untouched(rig):
 
 
 def test_what_is_meant_for_us_is_not_passed_upstream(rig):
-    """`outrigger-*` and the caller's retry count end here, the rest goes on."""
+    """`outrigger-*` ends here, the rest goes on."""
     go = rig.go(
         metadata=(
             ("outrigger-upstream", "bank"),
             ("outrigger-token", "secret"),
             ("a", "1"),
-            ("grpc-previous-rpc-attempts", "1"),
             ("outriggers", "2"),
         )
     )
 
     assert go.permit.upstream == "bank"
     assert go.metadata == (("a", "1"), ("outriggers", "2"))
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [(None, [None, "1"]), ("0", [None, "1"]), ("2", ["2", "3"]), ("many", ["1", "2"])],
+)
+def test_the_callee_is_told_how_often_it_was_tried(rig, given, sent):
+    """As gRFC A6 has it: the caller's own attempts and ours together."""
+    key = "grpc-previous-rpc-attempts"
+    go = rig.go(metadata=() if given is None else ((key, given),))
+    again = rig.retry(go)
+
+    assert [dict(one.metadata).get(key) for one in (go, again)] == sent
 
 
 def test_of_several_upstreams_named_the_last_counts(rig):
@@ -302,7 +314,7 @@ def test_the_key_is_stamped_from_the_first_attempt_on(rule):
     again = rig.retry(go)
 
     assert go.metadata == (("a", "1"), ("idempotency-key", "c-1"))
-    assert again.metadata == go.metadata
+    assert again.metadata[:2] == go.metadata
 
 
 def test_who_asks_for_a_letter_gets_a_key():
@@ -349,3 +361,35 @@ def test_a_guard_needs_nothing_but_routes():
 
     assert isinstance(go, Go)
     assert guard.circuits()[0].circuit_id == "only"
+
+
+TOKEN = GuardSettings(token="letmein")
+
+
+@pytest.mark.parametrize("given", [(), (("outrigger-token", "guess"),)])
+def test_a_call_without_the_agents_token_is_turned_away(given):
+    """Where one is asked for; what is missing is said, what it is is not."""
+    rig = GuardRig(settings=TOKEN)
+
+    answer = rig.refused(metadata=given)
+
+    assert answer.code == 16
+    assert "letmein" not in answer.message
+    assert dict(answer.trailers)["outrigger-refused-by"] == "token"
+    assert rig.guard.counts.refused == {"token": 1}
+
+
+def test_the_agents_token_opens_the_relay_and_goes_no_further():
+    """It is for the sidecar; no upstream ever sees it."""
+    rig = GuardRig(settings=TOKEN)
+
+    go = rig.go(metadata=(("outrigger-token", "letmein"), ("x-kept", "1")))
+
+    assert go.metadata == (("x-kept", "1"),)
+
+
+def test_letters_on_their_way_need_no_token():
+    """They are the sidecar's own; a stored letter has no token."""
+    rig = GuardRig(settings=TOKEN)
+
+    assert rig.go(kind=Kind.DELIVERY)

@@ -227,3 +227,15 @@ def test_both_attempts_count_when_both_fail(rig):
     rig.end(second, UNAVAILABLE, origin=Origin.UPSTREAM)
 
     assert rig.guard.circuit("shop" + METHOD).window_failures == 2
+
+
+def test_a_call_that_a_hedge_won_earns_its_share_of_a_retry():
+    """Its first attempt was cancelled and never ended, but it was a first attempt."""
+    budget = BudgetSettings(ratio=1.0, minimum=0)
+    rig = GuardRig(RULE, settings=GuardSettings(budget=budget))
+    rig.end(rig.go())  # earns the hedge that follows
+    go = rig.go()
+    rig.end(hedge(rig, go))
+
+    assert isinstance(rig.fail(code=UNAVAILABLE), Retry)
+    assert isinstance(rig.fail(code=UNAVAILABLE), Retry)

@@ -307,3 +307,16 @@ def test_a_learned_threshold_finds_what_is_slow_for_this_method():
     live(rig, 0.5)
 
     assert rig.state() == "open"
+
+
+def test_a_busy_sidecar_does_not_blame_the_callee(rig):
+    """Its ticks come late, so do all answers; only what is slow beyond that counts."""
+    live(rig, 1.0)
+    for _ in range(10):
+        rig.go()
+
+    live(rig, 4.2, step=0.6)
+    assert rig.state() == "closed"
+    live(rig, 4.0)
+
+    assert rig.guard.circuit("shop" + METHOD).open_count == 1

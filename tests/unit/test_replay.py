@@ -148,3 +148,76 @@ async def test_only_message_is_told_from_others():
     stored = Replay(1)
     stored.fill(b"whole")
     assert (stored.is_settled, stored.only_message) == (True, b"whole")
+
+
+class Direct:
+    """Sends straight on, until it is over."""
+
+    def __init__(self):
+        self.sent = []
+        self.is_over = False
+
+    async def send(self, message):
+        if not self.is_over:
+            self.sent.append(message)
+        return not self.is_over
+
+
+async def test_a_committed_request_is_sent_straight_on_once_all_was_sent():
+    """The reader does it; nothing is kept and nothing is handed over."""
+    replay, sender = Replay(1000), Direct()
+    cursor = replay.cursor()
+    await replay.put(b"one")
+    assert not cursor.go_direct(sender)
+    replay.stream()
+    assert not cursor.go_direct(sender)
+    assert await cursor.get() == b"one"
+    cursor.sent()
+
+    assert cursor.go_direct(sender)
+    await replay.put(b"two")
+
+    assert sender.sent == [b"two"]
+    assert replay.received == 2
+
+
+async def test_what_cannot_be_sent_any_more_waits_for_the_end():
+    """As without a sender: a caller that goes on sending is not read without bound."""
+    replay, sender = Replay(1000), Direct()
+    cursor = replay.cursor()
+    replay.stream()
+    assert cursor.go_direct(sender)
+    sender.is_over = True
+
+    late = asyncio.ensure_future(replay.put(b"late"))
+    await asyncio.sleep(0)
+    assert not late.done()
+    replay.abandon()
+    await late
+
+    assert sender.sent == []
+
+
+async def test_an_attempt_that_is_over_sends_nothing_more():
+    """Neither before it was asked nor after."""
+    replay, sender = Replay(1000), Direct()
+    cursor = replay.cursor()
+    replay.stream()
+    assert cursor.go_direct(sender)
+    cursor.close()
+
+    assert replay.sender is None
+    assert not cursor.go_direct(sender)
+
+
+@pytest.mark.parametrize("spoken_first", [True, False])
+async def test_a_request_is_whole_if_it_ended_before_any_answer(spoken_first):
+    """One message whose sender waits for the answer first is a conversation."""
+    replay = Replay(1000)
+    await replay.put(b"one")
+    if spoken_first:
+        replay.cursor().sent()
+        replay.stream()
+    replay.end()
+
+    assert replay.was_whole is not spoken_first

@@ -1,0 +1,1 @@
+"""The call path beside what it competes with, measured in one run."""
