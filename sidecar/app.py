@@ -6,6 +6,7 @@ the others. The end goes the other way round.
 """
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -39,7 +40,7 @@ from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
 from sidecar.agent.traffic import Side, Traffic
 from sidecar.call.descriptor import Answer, Metadata, Resolution
-from sidecar.call.guard import CallGuard, GuardSettings
+from sidecar.call.guard import CallGuard
 from sidecar.call.metadata import without_credentials
 from sidecar.call.records import CircuitKeeper, CircuitRecords
 from sidecar.call.routes import Routes, Upstream
@@ -64,7 +65,9 @@ from sidecar.rpc.sidecar import SidecarServicer
 from sidecar.rpc.status import Status
 from sidecar.schema import schema
 from sidecar.wire.grpcio import GrpcioWire, Listener
+from sidecar.wire.options import WireOptions
 from sidecar.wire.protocol import Sent
+from sidecar.wire.surroundings import Surroundings
 from sidecar.wire.upstreams import UpstreamChannels
 
 _log = logging.getLogger("outrigger.sidecar")
@@ -109,7 +112,12 @@ class Sidecar:
         self._guard, self._routes = self._make_guard()
         self._circuits = CircuitKeeper(CircuitRecords(database), self._guard, clock)
         self._channels = UpstreamChannels(
-            config.upstreams, self._upstream_ready, tasks=self._tasks
+            config.upstreams,
+            self._upstream_ready,
+            tasks=self._tasks,
+            surroundings=Surroundings(
+                clock=clock, rng=self._rng, publish=self._publish
+            ),
         )
         self._wire = self._make_wire()
         self._delivery = self._make_delivery()
@@ -180,13 +188,16 @@ class Sidecar:
     def _make_guard(self) -> tuple[CallGuard, Routes]:
         config = self._config
         routes = Routes(
-            [Upstream(name, target) for name, target in config.upstreams.items()],
+            [Upstream(name) for name in config.upstreams],
             config.rules,
             prefixes=config.services,
         )
         guard = CallGuard(
             routes,
-            GuardSettings(concurrency=config.concurrency),
+            dataclasses.replace(
+                config.guard,
+                token=self._agent_token if config.outbound_token else None,
+            ),
             publish=self._publish,
             now=self._clock.monotonic(),
             details=details_metadata,
@@ -215,6 +226,7 @@ class Sidecar:
                     address=f"unix:{folder / names.OUTBOUND_SOCKET}", flag="--state"
                 ),
             ),
+            options=WireOptions(replay_bytes=config.replay_bytes),
         )
 
     def _make_inbound_wire(self) -> GrpcioWire:
@@ -357,7 +369,10 @@ class Sidecar:
                 self._status,
                 self._supervisor,
                 self._events,
-                upstreams=self._config.upstreams,
+                upstreams={
+                    name: ", ".join(spec.targets)
+                    for name, spec in self._config.upstreams.items()
+                },
                 pid=os.getpid(),
             ),
         )

@@ -1,8 +1,8 @@
-"""`outrigger check`: this machine, state directories, servers and Redis."""
+"""`outrigger check`: this machine, state directories, servers, Redis, settings."""
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -44,6 +44,12 @@ def run(argv: Sequence[str], terminal: Terminal) -> int:
     )
     parser.add_argument("-o", "--output", choices=FORMS, default="table")
     parser.add_argument("--redis", metavar="URL", help="check this Redis as well")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="check this TOML file of a sidecar as well, with the OUTRIGGER_* variables"
+        " that are set",
+    )
     add_connection_flags(parser, SIDECAR_OPTIONS)
     flags = parser.parse_args(list(argv))
     where = where_of(flags, terminal.environ, SIDECAR_OPTIONS)
@@ -82,11 +88,23 @@ async def _findings(
             yield finding
     async for finding in _servers(where, states, environ):
         yield finding
+    for finding in _named_in_flags(flags, where, environ):
+        yield finding
+
+
+def _named_in_flags(
+    flags: argparse.Namespace, where: Where, environ: Mapping[str, str]
+) -> Iterator[Finding]:
     if flags.redis:
         from outrigger.cli.check_redis import examine  # noqa: PLC0415 - costs 10 MiB
 
-        for finding in examine(flags.redis, where.timeout_s):
-            yield finding
+        yield from examine(flags.redis, where.timeout_s)
+    if flags.config:
+        from outrigger.cli.check_config import (  # noqa: PLC0415 - imports the sidecar
+            configuration,
+        )
+
+        yield from configuration(flags.config, environ)
 
 
 def _states(where: Where, environ: Mapping[str, str]) -> list[Path]:

@@ -17,7 +17,7 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # The sidecar is back within a second or two after it was killed; a pause that
     # grew to minutes would outlast it.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # not a pause: how long a dial may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     # An agent that was frozen wakes with all its timers due: a keepalive would
     # close the connection for a ping that was never late.

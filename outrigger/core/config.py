@@ -9,10 +9,10 @@ that one start of the process is enough to mend them all.
 import argparse
 import difflib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 from outrigger.core import names
 from outrigger.core.errors import Invalid, OutriggerError
@@ -20,10 +20,6 @@ from outrigger.core.values import Wrong, boolean
 
 REQUIRED: Final = object()
 """Default of an option that must be given."""
-
-T = TypeVar("T")
-
-Tables = Mapping[str, Callable[[object], object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +95,52 @@ def add_flags(parser: argparse.ArgumentParser, options: Iterable[Option]) -> Non
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What was given, right or wrong; see `gather`."""
+
+    values: dict[str, object]
+    """By option; None where it was wrong, REQUIRED where it is missing."""
+    tables: dict[str, object]
+    """What tomllib made of each table that was given."""
+    mistakes: list[str]
+    """One line each; whoever reads the tables adds to it."""
+
+    def check(self) -> None:
+        """Refuse what has any mistake.
+
+        Raises:
+            Invalid: BAD_CONFIG, naming every mistake.
+        """
+        if self.mistakes:
+            raise _refusal(self.mistakes)
+
+
 def resolve(
     options: Sequence[Option],
     flags: Mapping[str, object | None],
     environ: Mapping[str, str],
     toml: bytes | None = None,
-    *,
-    tables: Tables | None = None,
 ) -> dict[str, object]:
-    """Return every option's value by name, and every table that was given.
+    """Return every option's value by name; see `gather`.
+
+    Raises:
+        Invalid: BAD_CONFIG, naming every mistake by flag, variable or key.
+    """
+    found = gather(options, flags, environ, toml)
+    found.check()
+    return found.values
+
+
+def gather(
+    options: Sequence[Option],
+    flags: Mapping[str, object | None],
+    environ: Mapping[str, str],
+    toml: bytes | None = None,
+    *,
+    tables: Collection[str] = (),
+) -> Found:
+    """Return every option's value, every table that was given, and every mistake.
 
     Args:
         options: what may be set.
@@ -115,26 +148,19 @@ def resolve(
             that are no options are passed over.
         environ: the environment; an empty variable counts as not set.
         toml: contents of the TOML file, if there is one.
-        tables: parsers of TOML tables by name; each gets what tomllib made of the
-            table and raises Wrong with one line per mistake.
-
-    Raises:
-        Invalid: BAD_CONFIG, naming every mistake by flag, variable or key.
+        tables: names of the tables that may stand in it. They are not looked into:
+            their reader may have to know the values, and all mistakes are told
+            together.
     """
-    tables = tables or {}
     mistakes: list[str] = []
     document = _parse_toml(toml, mistakes)
     _check_keys(options, tables, document, mistakes)
-    found = {
+    values = {
         option.name: _value(option, flags, environ, document, mistakes)
         for option in options
     }
-    for name, parse in tables.items():
-        if name in document:
-            found[name] = _checked(f"table {name}", "", parse, document[name], mistakes)
-    if mistakes:
-        raise _refusal(mistakes)
-    return found
+    given = {name: document[name] for name in tables if name in document}
+    return Found(values=values, tables=given, mistakes=mistakes)
 
 
 def read_config(
@@ -220,7 +246,7 @@ def _parse_toml(toml: bytes | None, mistakes: list[str]) -> dict[str, Any]:
 
 def _check_keys(
     options: Sequence[Option],
-    tables: Tables,
+    tables: Collection[str],
     document: Mapping[str, object],
     mistakes: list[str],
 ) -> None:
@@ -287,12 +313,12 @@ def _text(given: object) -> str | None:
 def _checked(
     source: str,
     shown: str,
-    parse: Callable[[T], object],
-    given: T,
+    parse: Callable[[str], object],
+    text: str,
     mistakes: list[str],
 ) -> object:
     try:
-        return parse(given)
+        return parse(text)
     except Wrong as error:
         mistakes.extend(f"{source}{shown}: {line}" for line in error.lines)
     except OutriggerError as error:

@@ -5,12 +5,14 @@ Routing reads names only: a request never names an address.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Final
 
 from outrigger.core import names
 from outrigger.core.errors import Invalid, NotFound
 from outrigger.core.ids import check_method, check_upstream_name
 from sidecar.call.descriptor import Metadata
+from sidecar.policy.bounds import Mistake, above, at_least, at_most, ordered, refuse
 from sidecar.policy.classify import Code
 
 DEFAULT_UPSTREAM: Final = "default"
@@ -18,7 +20,7 @@ ANY_METHOD: Final = "*"
 MAX_ATTEMPTS: Final = 5
 """gRFC A6 lets no client make more than five attempts of one call."""
 
-_LETTERS: Final = ("off", "on", "always")
+LETTERS: Final = ("off", "on", "always")
 _TIMES: Final = ("timeout_s", "backoff_s", "backoff_max_s", "hedge_s", "slow_s")
 _STATUSES: Final = frozenset(code.name for code in Code if code is not Code.OK)
 
@@ -76,14 +78,10 @@ class MethodRule:
         """Check the rule by itself.
 
         Raises:
-            Invalid: BAD_METHOD_RULE, naming every mistake.
+            BadSettings: BAD_METHOD_RULE, naming every mistake.
         """
-        mistakes = list(_mistakes(self))
-        if mistakes:
-            raise Invalid(
-                "BAD_METHOD_RULE",
-                f"the rule for {self.match!r} is not valid: {'; '.join(mistakes)}",
-            )
+        lead = f"the rule for {self.match!r} is not valid"
+        refuse("BAD_METHOD_RULE", lead, _mistakes(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +201,15 @@ def service_of(method: str) -> str:
     return method.rpartition("/")[0].lstrip("/")
 
 
+def status_mistake(name: object) -> str:
+    """Return what is wrong with a status to retry on; nothing if it is one."""
+    if name in _STATUSES:
+        return ""
+    near = get_close_matches(str(name).upper(), sorted(_STATUSES), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"expected the name of a gRPC status, such as UNAVAILABLE{hint}"
+
+
 def _by_name(upstreams: Iterable[Upstream]) -> dict[str, Upstream]:
     found: dict[str, Upstream] = {}
     for upstream in upstreams:
@@ -240,46 +247,55 @@ def _by_exactness(rules: Iterable[MethodRule]) -> _Rules:
     return found
 
 
-def _mistakes(rule: MethodRule) -> Iterable[str]:
+def _mistakes(rule: MethodRule) -> Iterable[Mistake]:
     if rule.match != ANY_METHOD:
         # The star stands for a method's name, so put one there and look again.
         named = f"{rule.match[:-1]}Any" if rule.match.endswith("/*") else rule.match
         try:
             check_method(named)
         except Invalid:
-            yield "match must be /package.Service/Method, /package.Service/* or *"
-    if rule.letter not in _LETTERS:
-        yield f"letter must be one of {', '.join(_LETTERS)}"
-    for name in _TIMES:
-        value = getattr(rule, name)
-        if value is not None and not value > 0:
-            yield f"{name} must be more than 0 seconds"
-    if not 1 <= rule.max_attempts <= MAX_ATTEMPTS:
-        yield f"max_attempts must be 1 to {MAX_ATTEMPTS}"
+            wanted = "must be /package.Service/Method, /package.Service/* or *"
+            yield Mistake(("match",), f"{rule.match!r} {wanted}")
+    if rule.letter not in LETTERS:
+        yield Mistake(
+            ("letter",), f"{rule.letter!r} must be one of {', '.join(LETTERS)}"
+        )
+    yield from above(rule, 0, *_TIMES)
+    yield from at_least(rule, 1, "max_attempts")
+    yield from at_most(rule, MAX_ATTEMPTS, "max_attempts")
+    yield from ordered(rule, "backoff_s", "backoff_max_s")
     yield from _unsafe_mistakes(rule)
-    yield from _retry_mistakes(rule)
+    yield from _status_mistakes(rule)
+    if rule.hedge_s is not None:
+        yield from _hedge_mistakes(rule)
 
 
-def _unsafe_mistakes(rule: MethodRule) -> Iterable[str]:
+def _unsafe_mistakes(rule: MethodRule) -> Iterable[Mistake]:
     if rule.unsafe and rule.idempotent:
-        yield "a method is unsafe or idempotent, not both"
+        yield Mistake(("unsafe", "idempotent"), "it is unsafe or idempotent, not both")
     if rule.unsafe and rule.letter != "off":
-        yield "a letter is sent again, which unsafe forbids: choose one"
+        yield Mistake(
+            ("letter", "unsafe"),
+            "a letter is sent again, which unsafe forbids: choose one",
+        )
     if rule.unsafe and rule.retry_on:
-        yield "retry_on sends it again, which unsafe forbids: choose one"
+        yield Mistake(
+            ("retry_on", "unsafe"), "it sends again, which unsafe forbids: choose one"
+        )
 
 
-def _retry_mistakes(rule: MethodRule) -> Iterable[str]:
-    unknown = sorted(set(rule.retry_on or ()) - _STATUSES)
-    if unknown:
-        yield f"retry_on names no gRPC status: {', '.join(unknown)}"
-    if None not in (rule.backoff_s, rule.backoff_max_s) and (
-        float(rule.backoff_max_s or 0) < float(rule.backoff_s or 0)
-    ):
-        yield "backoff_max_s must be no less than backoff_s"
-    if rule.hedge_s is None:
-        return
+def _status_mistakes(rule: MethodRule) -> Iterable[Mistake]:
+    for name in dict.fromkeys(rule.retry_on or ()):
+        mistake = status_mistake(name)
+        if mistake:
+            yield Mistake(("retry_on",), f"{name!r}: {mistake}")
+
+
+def _hedge_mistakes(rule: MethodRule) -> Iterable[Mistake]:
     if not rule.idempotent:
-        yield "hedge_s sends it twice: say idempotent = true, if that does no harm"
+        yield Mistake(
+            ("hedge_s", "idempotent"),
+            "it sends twice: say idempotent = true, if that does no harm",
+        )
     if rule.max_attempts < 2:  # noqa: PLR2004 - the first and one beside it
-        yield "hedge_s needs max_attempts of 2 or more"
+        yield Mistake(("hedge_s", "max_attempts"), "it needs max_attempts of 2 or more")

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from outrigger.core.errors import Invalid
 from sidecar.call.limits import ConcurrencyLimit
 from sidecar.call.routes import MethodRule, Route, Routes
 from sidecar.policy.baseline import Baseline, BaselineSettings
+from sidecar.policy.bounds import Mistake, above, at_least, refuse
 from sidecar.policy.budget import BudgetSettings, RetryBudget
 from sidecar.policy.circuit import Circuit, CircuitSettings
 from sidecar.policy.classify import Code, Repeat, retryable_codes
@@ -46,20 +46,13 @@ class UpstreamPolicy:
         """Check what the parts do not check themselves.
 
         Raises:
-            Invalid: BAD_UPSTREAM_POLICY, naming every mistake.
+            BadSettings: BAD_UPSTREAM_POLICY, naming every mistake.
         """
-        mistakes = []
-        if self.concurrency < 1:
-            mistakes.append("concurrency must be 1 or more")
-        if self.queue < 0:
-            mistakes.append("queue must be 0 or more")
-        if not self.queue_max_s > 0:
-            mistakes.append("queue_max_s must be more than 0 seconds")
-        if mistakes:
-            raise Invalid(
-                "BAD_UPSTREAM_POLICY",
-                f"the policy of an upstream is not valid: {'; '.join(mistakes)}",
-            )
+        refuse(
+            "BAD_UPSTREAM_POLICY",
+            "the policy of an upstream is not possible",
+            _mistakes(self),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,3 +312,9 @@ def _retry_of(rule: MethodRule, usual: RetrySettings) -> RetrySettings:
     base_s = rule.backoff_s or min(usual.base_s, rule.backoff_max_s or usual.base_s)
     cap_s = rule.backoff_max_s or max(usual.cap_s, base_s)
     return dataclasses.replace(usual, base_s=base_s, cap_s=cap_s)
+
+
+def _mistakes(policy: UpstreamPolicy) -> Iterator[Mistake]:
+    yield from at_least(policy, 1, "concurrency")
+    yield from at_least(policy, 0, "queue")
+    yield from above(policy, 0, "queue_max_s")

@@ -8,10 +8,11 @@ flight lets a thousand simultaneous failures all pass, because all of them are s
 waiting out their backoff (envoy#30205).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from outrigger.core.errors import Invalid
+from sidecar.policy.bounds import Mistake, above, at_least, at_most, refuse
 from sidecar.policy.window import Window
 
 _TENTHS: Final = 10
@@ -33,14 +34,9 @@ class BudgetSettings:
         """Check the bounds.
 
         Raises:
-            Invalid: BAD_BUDGET.
+            BadSettings: BAD_BUDGET, naming every mistake.
         """
-        if not 0 <= self.ratio <= 1 or self.minimum < 0 or not self.window_s > 0:
-            raise Invalid(
-                "BAD_BUDGET",
-                f"the retry budget {self} is not possible: give a ratio from 0 to 1, a"
-                " minimum of 0 or more and a window of more than 0 seconds",
-            )
+        refuse("BAD_BUDGET", "the retry budget is not possible", _mistakes(self))
 
 
 class RetryBudget:
@@ -82,3 +78,9 @@ class RetryBudget:
         earned, spent = self._window.read(now)
         settings = self._settings
         return (settings.minimum + settings.ratio * earned) * _TENTHS - spent
+
+
+def _mistakes(settings: BudgetSettings) -> Iterator[Mistake]:
+    yield from at_least(settings, 0, "ratio", "minimum")
+    yield from at_most(settings, 1, "ratio")
+    yield from above(settings, 0, "window_s")

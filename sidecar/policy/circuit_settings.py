@@ -1,8 +1,17 @@
 """When a circuit opens and how it closes again."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from outrigger.core.errors import Invalid
+from sidecar.policy.bounds import (
+    Mistake,
+    above,
+    at_least,
+    at_most,
+    below,
+    ordered,
+    refuse,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +25,9 @@ class CircuitSettings:
     min_calls: int = 10
     """Calls in the window below which the share says nothing."""
     window_s: float = 10.0
+    """How long a call counts for the shares."""
     buckets: int = 10
+    """Parts of the window: a call is forgotten up to one of them early."""
     slow_s: float = 2.0
     """A call that has no answer after this is slow, be it still on its way or not; a
     method that is known to take long gets more. Infinite means that none is."""
@@ -29,12 +40,14 @@ class CircuitSettings:
     open_s: float = 1.0
     """First rest; doubles each time in a row until `open_max_s`."""
     open_max_s: float = 15.0
+    """Longest rest."""
     jitter_ratio: float = 0.2
     """A rest is shortened by up to this share, so that sidecars do not probe in
     step. It is never lengthened: recovery is promised within a time."""
     probes_at_once: int = 3
     """Leases out at one time while half open."""
     probes_to_close: int = 2
+    """Probes that must succeed, and none fail, for it to close."""
     lease_s: float = 10.0
     """After this a probe's place is given to another."""
     probe_retry_s: float = 0.1
@@ -49,35 +62,26 @@ class CircuitSettings:
         """Check the bounds.
 
         Raises:
-            Invalid: BAD_CIRCUIT.
+            BadSettings: BAD_CIRCUIT, naming every mistake.
         """
-        counts = (
-            self.consecutive_failures,
-            self.min_calls,
-            self.slow_in_a_row,
-            self.slow_min_calls,
-            self.buckets,
-            self.probes_at_once,
-            self.probes_to_close,
-        )
-        times = (
-            self.window_s,
-            self.slow_s,
-            self.open_s,
-            self.lease_s,
-            self.probe_retry_s,
-        )
-        if (
-            min(counts) < 1
-            or not min(times) > 0
-            or self.open_max_s < self.open_s
-            or not 0 < self.failure_ratio <= 1
-            or not 0 < self.slow_ratio <= 1
-            or not 0 <= self.jitter_ratio < 1
-        ):
-            raise Invalid(
-                "BAD_CIRCUIT",
-                f"the circuit settings {self} are not possible: counts must be 1 or"
-                " more, times more than 0, open_max_s no less than open_s,"
-                " failure_ratio and slow_ratio in (0, 1], jitter_ratio in [0, 1)",
-            )
+        refuse("BAD_CIRCUIT", "the circuit settings are not possible", _mistakes(self))
+
+
+def _mistakes(settings: CircuitSettings) -> Iterator[Mistake]:
+    counts = (
+        "consecutive_failures",
+        "min_calls",
+        "buckets",
+        "slow_in_a_row",
+        "slow_min_calls",
+        "probes_at_once",
+        "probes_to_close",
+    )
+    times = ("window_s", "slow_s", "open_s", "open_max_s", "lease_s", "probe_retry_s")
+    yield from at_least(settings, 1, *counts)
+    yield from above(settings, 0, *times)
+    yield from above(settings, 0, "failure_ratio", "slow_ratio")
+    yield from at_most(settings, 1, "failure_ratio", "slow_ratio")
+    yield from at_least(settings, 0, "jitter_ratio")
+    yield from below(settings, 1, "jitter_ratio")
+    yield from ordered(settings, "open_s", "open_max_s")

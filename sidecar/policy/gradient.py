@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import Final
 
-from outrigger.core.errors import Invalid
+from sidecar.policy.bounds import Mistake, above, at_least, at_most, ordered, refuse
 
 _SHORTEST_S: Final = 1e-6
 _WARM_UP: Final = 10
@@ -51,8 +51,11 @@ class GradientSettings:
     """Bounds and pace of a learnt limit."""
 
     initial: int = 20
+    """Limit at the start."""
     least: int = 4
+    """It never falls below this..."""
     most: int = 1024
+    """...nor rises above this."""
     smoothing: float = 0.2
     """Share of each window's verdict that is put into effect."""
     tolerance: float = 1.5
@@ -68,14 +71,9 @@ class GradientSettings:
         """Check the bounds.
 
         Raises:
-            Invalid: BAD_GRADIENT, naming every mistake.
+            BadSettings: BAD_GRADIENT, naming every mistake.
         """
-        mistakes = list(_mistakes(self))
-        if mistakes:
-            raise Invalid(
-                "BAD_GRADIENT",
-                f"the gradient settings are not possible: {'; '.join(mistakes)}",
-            )
+        refuse("BAD_GRADIENT", "the adaptive limit is not possible", _mistakes(self))
 
 
 class Gradient:
@@ -217,18 +215,10 @@ class Gradient:
         self._estimate = max(float(settings.least), min(estimate, settings.most))
 
 
-def _mistakes(settings: GradientSettings) -> Iterator[str]:
-    if settings.least < 1:
-        yield "least must be 1 or more"
-    if not settings.least <= settings.initial <= settings.most:
-        yield "expected least <= initial <= most"
-    if not 0 < settings.smoothing <= 1:
-        yield "smoothing must be in (0, 1]"
-    if not settings.tolerance >= 1:
-        yield "tolerance must be 1 or more"
-    if not settings.window_s > 0:
-        yield "window_s must be more than 0 seconds"
-    if settings.window_samples < 1:
-        yield "window_samples must be 1 or more"
-    if settings.long_window < 1:
-        yield "long_window must be 1 or more"
+def _mistakes(settings: GradientSettings) -> Iterator[Mistake]:
+    yield from at_least(settings, 1, "least", "initial", "most", "tolerance")
+    yield from above(settings, 0, "smoothing", "window_s")
+    yield from at_most(settings, 1, "smoothing")
+    yield from at_least(settings, 1, "window_samples", "long_window")
+    yield from ordered(settings, "least", "initial")
+    yield from ordered(settings, "initial", "most")

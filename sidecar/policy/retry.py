@@ -1,12 +1,13 @@
 """When to try again (gRFC A6), as a number computed from numbers."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from outrigger.core import names
-from outrigger.core.errors import Invalid
 from sidecar.call.descriptor import Metadata
+from sidecar.policy.bounds import Mistake, above, at_least, ordered, refuse
 
 DO_NOT_RETRY: Final = -1.0
 """What `pushback_s` returns for a callee that wants no retry."""
@@ -35,19 +36,9 @@ class RetrySettings:
         """Check the bounds.
 
         Raises:
-            Invalid: BAD_RETRY.
+            BadSettings: BAD_RETRY, naming every mistake.
         """
-        if (
-            not 0 < self.base_s <= self.cap_s
-            or not 0 < self.throttle_base_s <= self.throttle_cap_s
-            or self.pushback_max_s < 0
-        ):
-            raise Invalid(
-                "BAD_RETRY",
-                f"the retry settings {self} are not possible: expected 0 < base_s <="
-                " cap_s, 0 < throttle_base_s <= throttle_cap_s and pushback_max_s of"
-                " 0 or more",
-            )
+        refuse("BAD_RETRY", "the retry settings are not possible", _mistakes(self))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,3 +107,12 @@ def _wanted_s(settings: RetrySettings, failure: Failure, draw: float) -> float |
     doubled = base_s * 2.0 ** min(failure.step, _MAX_DOUBLINGS)
     # On top of the hint, or all who got the same hint would come back together.
     return max(failure.hint_s, 0.0) + draw * min(cap_s, doubled)
+
+
+def _mistakes(settings: RetrySettings) -> Iterator[Mistake]:
+    yield from above(
+        settings, 0, "base_s", "cap_s", "throttle_base_s", "throttle_cap_s"
+    )
+    yield from at_least(settings, 0, "pushback_max_s")
+    yield from ordered(settings, "base_s", "cap_s")
+    yield from ordered(settings, "throttle_base_s", "throttle_cap_s")

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from outrigger.core import names
-from sidecar.call.descriptor import Go, Outcome, Trailers
+from sidecar.call.descriptor import Go, Origin, Outcome, Trailers
 from sidecar.wire import faults, local
 from sidecar.wire.caller import Caller, CallerGone, settled
 from sidecar.wire.parts import Parts
@@ -108,16 +108,22 @@ class Attempt:
         await settled(replay, self._shapes.patience_s(self._method))
         try:
             self._open(metadata)
+        except grpc.aio.UsageError:  # the channel was closed while we waited
+            error = local.no_channel(self._handle.name)
+            return local.outcome(error, committed=self._is_committed)
+        try:
             return await self._relay()
         finally:
             self._close()
 
     def late(self) -> Outcome:
         """Return the outcome of an attempt cut short by the caller's deadline."""
+        origin = self._handle.origin(_DEADLINE_EXCEEDED, (), self._mark, timed_out=True)
+        self._handle.ended(self._mark, _DEADLINE_EXCEEDED, origin)
         return Outcome(
             _DEADLINE_EXCEEDED,
             "the caller's deadline has passed",
-            self._handle.origin(_DEADLINE_EXCEEDED, (), self._mark, timed_out=True),
+            origin,
             self._is_committed,
         )
 
@@ -126,6 +132,7 @@ class Attempt:
         return self._caller.is_committed or self._caller.replay.has_overflowed
 
     def _open(self, metadata: Trailers) -> None:
+        self._handle.opened()
         replay = self._caller.replay
         channel, timeout_s = self._handle.channel, self._go.timeout_s
         if self._go.answer_s is not None:
@@ -209,6 +216,7 @@ class Attempt:
             local.cut(self._method, limit_s), committed=self._is_committed
         )
         outcome.is_cut = True
+        self._handle.ended(self._mark, outcome.code, Origin.UNKNOWN)
         return outcome
 
     def _headers_due(self) -> None:
@@ -241,6 +249,7 @@ class Attempt:
         origin = await self._handle.judge(
             code, trailers, self._mark, self._clock, timed_out=timed_out
         )
+        self._handle.ended(self._mark, code, origin)
         passed = _legal(_without_ours(trailers))
         return Outcome(code, message, origin, self._is_committed, passed)
 
@@ -255,6 +264,7 @@ class Attempt:
         return task is not None and not task.cancelling() and self._call.cancelled()
 
     def _close(self) -> None:
+        self._handle.closed()
         if self._call is not None and self._caller.replay.received:
             was_single = self._caller.replay.was_whole
             self._shapes.learn(self._method, was_single=was_single)

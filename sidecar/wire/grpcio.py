@@ -5,7 +5,9 @@ either, no health and no reflection: the relay is transparent.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -83,6 +85,7 @@ class GrpcioWire:
         self._listen = tuple(listen)
         self._server: grpc.aio.Server | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: set[RemoteCaller] = set()
         self._all_done = asyncio.Event()
@@ -97,15 +100,11 @@ class GrpcioWire:
             Refused: PORT_TAKEN or SOCKET_TAKEN.
         """
         self._loop = asyncio.get_running_loop()
-        server = grpc.aio.server(
-            handlers=(_AnyMethod(self),), options=RELAY_SERVER_OPTIONS
-        )
-        self.addresses = [
-            bind(server, one.address, one.flag, tls=one.tls, may_move=one.may_move)
-            for one in self._listen
-        ]
-        await server.start()
-        self._server = server
+        self._server = await self._serving(self._listen)
+        if self._listen:
+            self._watching = self._parts.tasks.spawn_forever(
+                "wire.listen", self._keep_listening
+            )
         self._ticking = self._parts.tasks.spawn_forever("wire.tick", self._tick)
 
     async def stop(self, grace_s: float) -> None:
@@ -116,6 +115,9 @@ class GrpcioWire:
         gone = GivenUp(local.answer(local.stopping()))
         for token in tuple(self._parts.parked):
             self.resolve(token, gone)
+        if self._watching is not None:
+            await finish(self._watching)
+            self._watching = None
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
@@ -210,6 +212,43 @@ class GrpcioWire:
 
     def _spawn(self, work: Callable[[], None]) -> None:
         _ = self._parts.tasks.spawn("wire.post", _run(work))
+
+    async def _serving(self, listen: Sequence[Listener]) -> grpc.aio.Server:
+        """Bind every listener and begin to accept calls."""
+        server = grpc.aio.server(
+            handlers=(_AnyMethod(self),), options=RELAY_SERVER_OPTIONS
+        )
+        self.addresses = [
+            bind(server, one.address, one.flag, tls=one.tls, may_move=one.may_move)
+            for one in listen
+        ]
+        await server.start()
+        return server
+
+    async def _keep_listening(self) -> None:
+        """Listen again, on the same addresses, when the library has stopped.
+
+        grpc.aio decodes a call's path as UTF-8 in its accept loop, and one that is
+        none ends that loop for good (1.85.1); calls in flight end with it.
+
+        Raises:
+            Bug: LISTENER_ENDED, so that it is recorded; or the error of a listener
+                that cannot be bound again, and then it is tried again.
+        """
+        if self._server is not None:
+            with suppress(Exception):  # what ended it is raised here, and is no news
+                await self._server.wait_for_termination()
+        bound = [
+            dataclasses.replace(one, address=address, may_move=False)
+            for one, address in zip(self._listen, self.addresses, strict=True)
+        ]
+        self._server = None
+        self._server = await self._serving(bound)
+        raise Bug(
+            "LISTENER_ENDED",
+            "the listeners of the relay had ended by themselves and listen again: a"
+            " call with a path that is not UTF-8 does that",
+        )
 
     async def _tick(self) -> None:
         while True:

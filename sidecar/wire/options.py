@@ -8,6 +8,8 @@ from typing import Final
 from outrigger.core.rpc.server import SERVER_OPTIONS, TlsFiles
 
 _UNLIMITED: Final = -1
+_PENDING: Final = 1 << 16
+"""A queue of a few seconds; a call in it weighs some 10 KiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,11 @@ _SERVER: Final[Mapping[str, int]] = MappingProxyType(
         # The guard's concurrency limit answers with a push-back; a limit of the
         # connection would make callers queue where nobody sees them.
         "grpc.max_concurrent_streams": (1 << 31) - 1,
+        # The library's queue of calls that were not asked for yet is one for all
+        # callers, drops at random from 1,000 on, and tells the dropped CANCELLED:
+        # one caller's burst would end the calls of others.
+        "grpc.server.max_pending_requests": _PENDING,
+        "grpc.server.max_pending_requests_hard_limit": _PENDING,
     }
 )
 

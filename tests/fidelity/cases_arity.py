@@ -4,6 +4,8 @@ import grpc
 import grpc.aio
 
 from tests.support.fidelity_cases import case
+from tests.support.fidelity_raw import answer_frames
+from tests.support.fidelity_upstream import SERVICE
 
 ARITIES = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 HEAD, TAIL = (("x-head", "1"),), (("x-tail", "2"),)
@@ -96,3 +98,19 @@ async def unary_caller_of_a_stream_of_none(caller, upstream):
 
     upstream.script = script
     return [await caller.unary(b"x").response()]
+
+
+@case()
+async def unary_call_that_is_answered_twice(caller, upstream):
+    """Two messages where one was expected: the caller is sent both, and the status.
+
+    Asked by frames, for grpcio's own unary caller never ends such a call.
+    """
+
+    async def script(call):
+        await call.read_all()
+        await call.write(b"one")
+        await call.write(b"two")
+
+    upstream.script = script
+    return [await answer_frames(caller.address, SERVICE + "Any")]

@@ -8,7 +8,8 @@ import grpc.aio
 from tests.support.fidelity_cases import case
 from tests.support.fidelity_observation import Observation
 
-SOON = 0.25
+SOON = 0.4
+"""Long enough for a call to get through on a busy machine, seconds."""
 
 
 @case(over=(10, 100, 5000, 300_000))

@@ -77,7 +77,7 @@ async def large_metadata_pass_every_time(caller, upstream, kib):
     upstream.script = reflect
     sent = (("x-large", "v" * (kib * 1024 - 512)),)
     return [
-        await caller.unary(b"", metadata=sent, timeout=30).response() for _ in range(12)
+        await caller.unary(b"", metadata=sent, timeout=30).response() for _ in range(8)
     ]
 
 
@@ -98,7 +98,7 @@ async def large_details_of_a_failure(caller, upstream, kib):
         call.end(3, "see the details", ("grpc-status-details-bin", bytes(kib * 1024)))
 
     upstream.script = script
-    return [await caller.unary(b"", timeout=30).response() for _ in range(12)]
+    return [await caller.unary(b"", timeout=30).response() for _ in range(8)]
 
 
 @case()

@@ -1,11 +1,15 @@
 """Whatever is wrong with a configuration, all of it is reported."""
 
-from hypothesis import given
+import tempfile
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrigger.core.config import Option, resolve
 from outrigger.core.errors import Invalid
 from outrigger.core.values import integer
+from sidecar.config import from_file
+from tests.support.planted_mistakes import MISTAKES, apart, planted
 
 NAMES = tuple(f"option_{letter}" for letter in "abcdefgh")
 OPTIONS = tuple(Option(name, integer, 0, "A number.") for name in NAMES)
@@ -48,3 +52,42 @@ def test_every_mistake_is_reported(choices, unknown):
     else:
         assert not expected
         assert found == {name: 7 if name in choices else 0 for name in NAMES}
+
+
+def complaints(toml: bytes) -> list[str]:
+    """Return what is told about a sidecar's file."""
+    with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+        file.write(toml)
+        file.flush()
+        try:
+            from_file(file.name, {"HOME": "/home/agent"})
+        except Invalid as error:
+            return error.metadata["mistakes"].split("\n")
+    return []
+
+
+def assert_each_is_told_once(mistakes):
+    told = complaints(planted(mistakes))
+    for one in mistakes:
+        about = [line for line in told if line.startswith(one.told)]
+        assert len(about) == 1, (one, told)
+    assert len(told) == len(mistakes), told
+
+
+def test_the_configuration_to_plant_in_is_right():
+    """Without a mistake nothing is told."""
+    assert complaints(planted([])) == []
+
+
+def test_each_mistake_alone_is_told_with_its_place():
+    """Every key of every table refuses what it must, in one line."""
+    assert len(MISTAKES) > 500
+    for one in MISTAKES:
+        assert_each_is_told_once([one])
+
+
+@given(mistakes=st.lists(st.sampled_from(MISTAKES), min_size=2, max_size=40))
+@settings(deadline=None)
+def test_planted_mistakes_are_told_one_by_one(mistakes):
+    """So many mistakes that have nothing to do with one another, so many lines."""
+    assert_each_is_told_once(apart(mistakes))

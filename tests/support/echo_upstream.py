@@ -150,7 +150,7 @@ async def start(handler, address="127.0.0.1:0", options=OPTIONS):
     return server, target
 
 
-async def until(condition, limit_s=5.0):
+async def until(condition, limit_s=20.0):
     """Wait until something holds; raises TimeoutError if it does not."""
     async with asyncio.timeout(limit_s):
         while not condition():

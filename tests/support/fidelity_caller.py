@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import grpc.aio
 
-from tests.support.fidelity_observation import pairs, size
+from tests.support.fidelity_observation import pairs, size, words
 from tests.support.fidelity_upstream import SERVICE
 
 DEFAULTS = (("grpc.use_local_subchannel_pool", 1),)
@@ -54,7 +54,7 @@ class CallerCall:
     async def status(self):
         """Wait for the status; return the events so far."""
         code = await self.call.code()
-        details = await self.call.details()
+        details = words(await self.call.details())
         headers = pairs(await self.call.initial_metadata())
         trailers = pairs(await self.call.trailing_metadata())
         self.events.append(("status", code.name, details, headers, trailers))

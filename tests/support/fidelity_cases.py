@@ -6,12 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support import fidelity_upstream
 from tests.support.fidelity_caller import Caller
 from tests.support.fidelity_observation import Observation
 from tests.support.fidelity_raw import RawCallee
 from tests.support.fidelity_upstream import UNLIMITED, Upstream
-
-_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,10 @@ def _bound(act, given):
 
 async def observe(case, wire=None):
     """Run a case, directly or through a wire; return what was observed."""
-    async with asyncio.timeout(_LIMIT_S), _upstream(case.setting) as upstream:
+    async with (
+        asyncio.timeout(2 * fidelity_upstream.LIMIT_S),
+        _upstream(case.setting) as upstream,
+    ):
         if wire is None:
             return await _act(case, upstream.target, upstream)
         async with wire(upstream.target) as address:

@@ -11,8 +11,10 @@ KEPT_METADATA = ("grpc-previous-rpc-attempts",)
 DIFFERENCES = {
     "previous_attempts": (
         "Every attempt of a caller's own retry policy reaches the callee, but without"
-        " its number: it says how often the caller came to the sidecar, which charges"
-        " its retry budget by it. To the callee each of them is a call."
+        " its number. It says how often the caller came to the sidecar, which charges"
+        " its retry budget by it; to the callee each of them is a call. grpcio takes"
+        " the key out anyway unless its retries are off, and then it would not send"
+        " again what a GOAWAY turned away."
     ),
     "request_metadata_of_ours": "Keys that begin with outrigger- are for the sidecar.",
     "trailers_of_ours": (

@@ -1,10 +1,11 @@
 """What a call looked like from both of its ends, in a form that can be compared.
 
 Everything is compared: messages, order, metadata, status. The only things left out
-are named here, with the reason.
+are named in this file, with the reason.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 
 LEFT_OUT = {
@@ -47,6 +48,16 @@ class Observation:
 def pairs(metadata):
     """Return metadata as comparable pairs, in order, without what is left out."""
     return tuple((key, value) for key, value in metadata or () if key not in LEFT_OUT)
+
+
+def words(details):
+    """Return a status message without what the library now and then puts around it.
+
+    Of two direct calls that end alike, one may say `Stream removed (Socket closed)`
+    and the other `Socket closed`: it depends on which of its parts heard it first.
+    """
+    found = re.fullmatch(r"Stream removed \((.*)\)", details, re.DOTALL)
+    return found[1] if found else details
 
 
 def size(message):

@@ -19,7 +19,7 @@ from tests.support.raw_http2 import (
     next_frame,
 )
 
-_LIMIT_S = 15.0
+_LIMIT_S = 45.0
 _SHOWN = {HEADERS: "headers", DATA: "data", RST: "reset"}
 
 

@@ -19,7 +19,8 @@ UNLIMITED = (
 """Options of a peer that takes whatever comes."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_LIMIT_S = 15.0
+LIMIT_S = 45.0
+"""How long a peer may wait for the other; only what is wrong takes so long."""
 
 
 class Gate:
@@ -38,7 +39,7 @@ class Gate:
 
     async def passed(self):
         """Wait until it is open; TimeoutError if it never is."""
-        async with asyncio.timeout(_LIMIT_S):
+        async with asyncio.timeout(LIMIT_S):
             await self._event.wait()
 
 
@@ -137,7 +138,7 @@ class Upstream(grpc.GenericRpcHandler):
 
     async def arrived(self, count=1):
         """Wait until so many calls have come."""
-        async with asyncio.timeout(_LIMIT_S):
+        async with asyncio.timeout(LIMIT_S):
             while len(self.calls) < count:
                 await asyncio.sleep(0.001)
 

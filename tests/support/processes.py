@@ -168,7 +168,7 @@ class Stack:
             options=[
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 5000),  # how long a dial may take
                 ("grpc.max_reconnect_backoff_ms", 200),
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),

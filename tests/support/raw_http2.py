@@ -5,7 +5,12 @@ import struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+PUSH_PROMISE, WINDOW_UPDATE, CONTINUATION = 5, 8, 9
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
+NO_ERROR, INTERNAL_ERROR, REFUSED_STREAM, CANCEL, CALM = 0, 2, 7, 8, 11
+"""Error codes; CALM is ENHANCE_YOUR_CALM."""
+LAST_OF_ALL = (1 << 31) - 1
 
 
 def frame(kind, flags, stream, payload=b""):
@@ -14,16 +19,57 @@ def frame(kind, flags, stream, payload=b""):
     return head + struct.pack(">I", stream) + payload
 
 
+def text(value):
+    """Return a string as a header block has it, without Huffman coding."""
+    raw = value if isinstance(value, bytes) else value.encode()
+    if len(raw) < 127:
+        return bytes((len(raw),)) + raw
+    size, rest = b"\x7f", len(raw) - 127
+    while rest >= 128:
+        size, rest = size + bytes((rest % 128 + 128,)), rest // 128
+    return size + bytes((rest,)) + raw
+
+
 def block(*headers):
-    """Return a header block of literals without Huffman coding or indexing."""
-    found = b""
-    for key, value in headers:
-        name, text = (
-            part if isinstance(part, bytes) else part.encode() for part in (key, value)
-        )
-        assert max(len(name), len(text)) < 127
-        found += b"\x00" + bytes((len(name),)) + name + bytes((len(text),)) + text
-    return found
+    """Return a header block of literals without indexing."""
+    return b"".join(b"\x00" + text(key) + text(value) for key, value in headers)
+
+
+def headers(stream, *pairs, end=False):
+    """Return a HEADERS frame; its block must fit."""
+    flags = END_HEADERS | (END_STREAM if end else 0)
+    return frame(HEADERS, flags, stream, block(*pairs))
+
+
+def data(stream, payload=b"", *, end=False):
+    """Return a DATA frame."""
+    return frame(DATA, END_STREAM if end else 0, stream, payload)
+
+
+def message(body=b"", *, flag=0, size=None):
+    """Return a gRPC message; `size` lies about its length."""
+    return struct.pack(">BI", flag, len(body) if size is None else size) + body
+
+
+def rst(stream, code):
+    """Return a RST_STREAM frame."""
+    return frame(RST, 0, stream, struct.pack(">I", code))
+
+
+def goaway(last, code):
+    """Return a GOAWAY frame; streams beyond `last` were not processed."""
+    return frame(GOAWAY, 0, 0, struct.pack(">II", last, code))
+
+
+def settings(*pairs):
+    """Return a SETTINGS frame."""
+    packed = (struct.pack(">HI", *pair) for pair in pairs)
+    return frame(SETTINGS, 0, 0, b"".join(packed))
+
+
+def window(stream, size):
+    """Return a WINDOW_UPDATE frame."""
+    return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", size))
 
 
 async def next_frame(reader):

@@ -53,12 +53,23 @@ class Relay:
 
 
 @asynccontextmanager
-async def open_relay(*, letters=None, listen=None, options=None, upstream=None):
-    """Run an upstream and a wire in front of it."""
+async def open_relay(
+    *,
+    letters=None,
+    listen=None,
+    options=None,
+    upstream=None,
+    specs=None,
+    surroundings=None,
+):
+    """Run an upstream and a wire in front of it, or in front of what `specs` say."""
     relay = Relay()
     relay.server, relay.target = await start(relay.echo, upstream or "127.0.0.1:0")
     relay.targets = UpstreamChannels(
-        {"up": relay.target}, relay.ready.append, tasks=relay.tasks
+        specs or {"up": relay.target},
+        relay.ready.append,
+        tasks=relay.tasks,
+        surroundings=surroundings,
     )
     await relay.targets.start()
     relay.wire = GrpcioWire(
@@ -74,6 +85,10 @@ async def open_relay(*, letters=None, listen=None, options=None, upstream=None):
     await relay.wire.start()
     relay.channel = relay.dial()
     try:
+        if specs is not None:
+            # On a busy machine the caller's own first try may take too long, and a
+            # failure must be the upstream's.
+            await relay.channel.channel_ready()
         yield relay
     finally:
         await relay.channel.close()

@@ -30,6 +30,15 @@ class Upstream:
     def mark(self):
         return Mark(was_ready=True, drops=0)
 
+    def opened(self):
+        return None
+
+    def closed(self):
+        return None
+
+    def ended(self, mark, code, origin):
+        return None
+
     async def judge(self, code, trailers, mark, clock, *, timed_out):
         return Origin.UPSTREAM
 

@@ -12,6 +12,7 @@ from outrigger.core.config import (
     FlagParser,
     Option,
     add_flags,
+    gather,
     read_config,
     resolve,
     split_command,
@@ -183,30 +184,23 @@ def test_config_key_is_not_a_setting_of_the_file():
         resolve_from([], {}, b"config = 'x'")
 
 
-def test_tables_are_handed_to_their_parsers():
-    """A table's parser gets the raw table; an absent one leaves no entry."""
-    tables = {"methods": len, "upstreams": dict}
+def test_tables_are_handed_on_as_they_are():
+    """A table's reader gets the raw table; an absent one leaves no entry."""
     toml = b"[[methods]]\nmatch='a'\n[[methods]]\nmatch='b'"
-    assert resolve([], {}, {}, toml, tables=tables) == {"methods": 2}
+    found = gather([], {}, {}, toml, tables=("methods", "upstreams"))
+    assert found.tables == {"methods": [{"match": "a"}, {"match": "b"}]}
+    found.check()
 
 
-def test_tables_report_all_their_mistakes():
-    """Every line of Wrong is a mistake; other errors are one each."""
-
-    def wrong(_raw: object) -> object:
-        raise Wrong("row 1: no match", "row 2: bad letter")
-
-    def plain(_raw: object) -> object:
-        raise ValueError("not so")
-
-    toml = b"[a]\n[b]\n[c]"
+def test_mistakes_of_tables_are_told_with_all_others():
+    """What a table's reader found joins what was found before it."""
+    found = gather([], {}, {}, b"[a]\n[c]", tables=("a",))
+    found.mistakes.append("a.b: 7 is more than 1")
     with pytest.raises(Invalid) as error:
-        resolve([], {}, {}, toml, tables={"a": wrong, "b": plain})
+        found.check()
     assert mistakes_of(error) == [
         "key c: it is not known here",
-        "table a: row 1: no match",
-        "table a: row 2: bad letter",
-        "table b: not so",
+        "a.b: 7 is more than 1",
     ]
 
 

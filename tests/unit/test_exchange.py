@@ -31,6 +31,15 @@ class Silent:
     def mark(self):
         return None
 
+    def opened(self):
+        return None
+
+    def closed(self):
+        return None
+
+    def ended(self, mark, code, origin):
+        return None
+
     def origin(self, code, trailers, mark, *, timed_out):
         return Origin.UPSTREAM
 

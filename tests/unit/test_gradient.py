@@ -227,8 +227,8 @@ def test_it_shows_itself():
 
 
 WRONG = {
-    "least must be 1 or more": {"least": 0},
-    "least <= initial <= most": {"initial": 2000},
+    "least: 0 is less than 1": {"least": 0},
+    "most: 1024 is less than initial, which is 2000": {"initial": 2000},
     "smoothing": {"smoothing": 0.0},
     "tolerance": {"tolerance": float("nan")},
     "window_s": {"window_s": 0.0},

@@ -63,9 +63,9 @@ idempotent = true
     )
     config = parse(*words, "--upstream", "shop=127.0.0.1:2")
 
-    assert config.upstreams == {
-        "shop": "127.0.0.1:2",
-        "mail": "unix:/run/mail.sock",
+    assert {name: spec.targets for name, spec in config.upstreams.items()} == {
+        "shop": ("127.0.0.1:2",),
+        "mail": ("unix:/run/mail.sock",),
     }
     assert config.services == {"shop.Orders": "shop"}
     assert [(rule.match, rule.letter) for rule in config.rules] == [
@@ -77,21 +77,33 @@ idempotent = true
     ("text", "expected"),
     [
         ("agent_idd = 'x'", "did you mean agent_id?"),
-        ("[upstreams]\nshop = 1", 'expected target = "HOST:PORT"'),
-        ("upstreams = 3", "expected tables"),
-        ("[upstreams.shop]\ntarget = 'nowhere'", "shop:"),
-        ("[upstreams.shop]\ntarget = '127.0.0.1:1'\nport = 3", "unknown keys port"),
+        ("[upstreams]\nshop = 1", "upstreams.shop: got the number 1; expected a table"),
+        ("upstreams = 3", "upstreams: got the number 3; expected a table"),
+        ("[upstreams.shop]\ntarget = 'nowhere'", "upstreams.shop.target: got the text"),
+        (
+            "[upstreams.shop]\ntarget = '127.0.0.1:1'\nport = 3",
+            "shop.port: is not known here; known are",
+        ),
         (
             "[upstreams.shop]\ntarget = '127.0.0.1:1'\nservices = 'x'",
-            "expected services =",
+            "upstreams.shop.services: got the text 'x'; expected a list such as",
         ),
         ("methods = 3", "expected [[methods]] entries"),
-        ("[[methods]]\nletter = 'on'", "entry 1: expected match ="),
-        ("[[methods]]\nmatch = '*'\nletters = 'on'", "unknown keys letters"),
-        ("[[methods]]\nmatch = '*'\nletter = 'maybe'", "letter must be true, false or"),
-        ("[[methods]]\nmatch = '*'\ntimeout_s = 'x'", "has the wrong type"),
-        ("[[methods]]\nmatch = 'shop'", "entry 1:"),
-        ("[[methods]]\nmatch = '*'\nidempotent = true\nunsafe = true", "entry 1:"),
+        ("[[methods]]\nletter = 'on'", "methods[1].match: is missing"),
+        (
+            "[[methods]]\nmatch = '*'\nletters = 'on'",
+            "letters: is not known here; did you mean letter?",
+        ),
+        ("[[methods]]\nmatch = '*'\nletter = 'maybe'", '"always", or true or false'),
+        (
+            "[[methods]]\nmatch = '*'\ntimeout_s = 'x'",
+            "methods[1].timeout_s: got the text",
+        ),
+        ("[[methods]]\nmatch = 'shop'", "methods[1].match: 'shop' must be"),
+        (
+            "[[methods]]\nmatch = '*'\nidempotent = true\nunsafe = true",
+            "methods[1].unsafe: it is",
+        ),
     ],
 )
 def test_a_wrong_file_is_told_what_was_expected(tmp_path, text, expected):
@@ -216,3 +228,29 @@ def test_the_environment_counts_less_than_a_flag():
     config = parse("--group", "green", env=env)
 
     assert (config.group, config.sleep_mode) == ("green", "freeze")
+
+
+def test_faults_and_the_token_are_off_unless_asked_for():
+    """Neither may come as a surprise."""
+    config = parse()
+    assert (config.allow_faults, config.outbound_token) == (False, False)
+
+    config = parse("--allow-faults", "--outbound-token")
+    assert (config.allow_faults, config.outbound_token) == (True, True)
+
+
+def test_the_replay_buffer_may_be_as_large_as_a_letter():
+    """256 KiB unless said; more than a letter would be of no use."""
+    assert parse().replay_bytes == 256 * 1024
+    assert parse("--replay-bytes", "3840KiB").replay_bytes == 3840 * 1024
+    assert "--replay-bytes" in refused("--replay-bytes", "3841KiB")
+
+
+def test_limits_of_all_upstreams_are_flags_too():
+    """A sidecar without a file has them as well."""
+    words = ["--concurrency", "9", "--queue", "3", "--queue-max-s", "100ms"]
+    guard = parse(*words, "--limit", "adaptive").guard
+
+    assert (guard.concurrency, guard.queue, guard.queue_max_s) == (9, 3, 0.1)
+    assert guard.adaptive is not None
+    assert parse(*words).guard.adaptive is None
