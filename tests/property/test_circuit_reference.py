@@ -58,8 +58,8 @@ def traced(rng):
     trace = []
     while len(trace) < STEPS:
         verdicts = MOODS[rng.choice(sorted(MOODS))]
-        call, slow, wait = (rng.choice(pair) for pair in ((1, 8), (1, 8), (2, 8)))
-        weights = [call, 8, rng.choice([1, 8]), slow, 2, 2, wait, 3, 1, 1]
+        call, slow, wait, cut = (rng.choice((1, 8)) for _ in range(4))
+        weights = [call, 8, rng.choice([1, 8]), slow, 2, 2, wait, 3, 1, cut]
         for _ in range(rng.randrange(10, 40)):
             (name,) = rng.choices(STEP_NAMES, weights)
             trace.append(step_of(name, rng, verdicts))

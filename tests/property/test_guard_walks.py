@@ -38,8 +38,10 @@ MOST = {SAFE: 4, PAY: 1}
 BUDGET = BudgetSettings(minimum=4, ratio=0.5)
 CIRCUIT = CircuitSettings(consecutive_failures=3, probes_at_once=2, slow_in_a_row=3)
 TICK_S = 0.25
+QUEUE_MAX_S = 1.0
 INDEX = st.integers(0, 63)
 CODES = st.sampled_from([0, 0, 0, 0, 4, 5, 8, 13, 14, 14, 14])
+ORIGINS = st.sampled_from([Origin.UPSTREAM, Origin.TRANSPORT])
 TRAILERS = st.sampled_from(
     [(), (), (("grpc-retry-pushback-ms", "200"),), (("grpc-retry-pushback-ms", "-1"),)]
 )
@@ -65,12 +67,13 @@ class Under:
     retry_at: float | None = None
     letter: int | None = None
     queued: int | None = None
+    wait_ends: float = 0.0
 
 
 class GuardWalk(RuleBasedStateMachine):
     """A wire that does all it may, in any order, and checks what it is told."""
 
-    @initialize(places=st.integers(1, 6), queue=st.sampled_from([0, 2, 5]))
+    @initialize(places=st.integers(1, 4), queue=st.sampled_from([0, 2, 5]))
     def start(self, places, queue):
         self.told = []
         self.rig = GuardRig(
@@ -78,19 +81,20 @@ class GuardWalk(RuleBasedStateMachine):
             settings=GuardSettings(
                 concurrency=places,
                 queue=queue,
+                queue_max_s=QUEUE_MAX_S,
                 parked_max=2,
                 budget=BUDGET,
                 circuit=CIRCUIT,
             ),
-            resolve=lambda token, result: self.told.append((token, result)),
+            resolve=self.tell,
         )
         self.guard = self.rig.guard
-        self.under, self.ghosts, self.tokens = [], [], {}
+        self.under, self.ghosts, self.gone, self.tokens = [], [], [], {}
         self.sent, self.good = Counter(), Counter()
         self.account = []
         """(second, tenths earned, tenths spent) of the default upstream's budget."""
         self.over = 0
-        self.is_killed = False
+        self.is_killed = self.is_beginning = False
 
     @property
     def now(self):
@@ -101,7 +105,7 @@ class GuardWalk(RuleBasedStateMachine):
     @rule(
         method=st.sampled_from([PLAIN, SAFE, SAFE, PAY, KEPT]),
         metadata=METADATA,
-        timeout_s=st.sampled_from([None, None, 0.02, 0.5, 3.0, 60.0]),
+        timeout_s=st.sampled_from([None, 0.02, 0.5, 0.5, 3.0, 60.0]),
         kind=st.sampled_from([Kind.CALL] * 5 + [Kind.DELIVERY]),
         agent=st.sampled_from("abc"),
     )
@@ -110,7 +114,10 @@ class GuardWalk(RuleBasedStateMachine):
         call.agent = agent
         under = Under(call)
         self.under.append(under)
-        self.take(self.guard.begin(call, self.now), under)
+        self.is_beginning = True
+        result = self.guard.begin(call, self.now)
+        self.is_beginning = False
+        self.take(result, under)
 
     @rule(
         index=INDEX,
@@ -124,18 +131,21 @@ class GuardWalk(RuleBasedStateMachine):
         under = self.one(index, lambda each: each.live)
         if under is None:
             return
-        go = under.live.pop(sorted(under.live)[index % len(under.live)])
-        if go.attempt == 0 and not self.is_free(under):
-            self.book(under, earned=10 * BUDGET.ratio)
-        result = self.rig.end(
-            go,
-            code,
+        number = sorted(under.live)[index % len(under.live)]
+        self.end_one(
+            under,
+            under.live.pop(number),
+            code=code,
             origin=origin,
             trailers=trailers,
             draw=draw,
-            committed=under.answered,
             is_cut=is_cut and code == 4,
         )
+
+    def end_one(self, under, go, *, code, **how):
+        if go.attempt == 0 and not self.is_free(under):
+            self.book(under, earned=10 * BUDGET.ratio)
+        result = self.rig.end(go, code, committed=under.answered, **how)
         self.good[under.call.call_id] += code == 0
         if isinstance(result, Retry):
             self.book(under, spent=5 if code == 8 else 10)
@@ -149,7 +159,7 @@ class GuardWalk(RuleBasedStateMachine):
             return
         number = sorted(under.live)[index % len(under.live)]
         winner = under.live.pop(number)
-        self.ghosts += under.live.values()
+        self.drop_attempts(under)
         under.live, under.answered = {number: winner}, True
         self.guard.answered(under.permit, number, self.now)
         assert self.guard.due(under.permit, self.now) is None
@@ -201,6 +211,8 @@ class GuardWalk(RuleBasedStateMachine):
         under = self.one(index, lambda _: True)
         if under is not None:
             self.guard.cancelled(under.permit, self.now)
+            self.ghosts += under.live.values()
+            under.live = {}
             self.is_over(under)
 
     @rule(index=INDEX, code=CODES)
@@ -212,6 +224,24 @@ class GuardWalk(RuleBasedStateMachine):
             assert self.rig.end(go, code) == Finish(None)
             self.guard.answered(go.permit, go.attempt, self.now)
             assert repr((self.guard.counts, self.guard.deliveries)) == counted
+
+    @rule(index=INDEX)
+    def late_leave(self, index):
+        """The caller of a call that is over goes away."""
+        if self.gone:
+            counted = repr((self.guard.counts, self.guard.deliveries))
+            self.guard.cancelled(self.gone[index % len(self.gone)], self.now)
+            assert repr((self.guard.counts, self.guard.deliveries)) == counted
+
+    @rule(method=st.sampled_from([PLAIN, SAFE, KEPT]), origin=ORIGINS)
+    def outage(self, method, origin):
+        """So many calls fail in a row that a circuit may be probed soon."""
+        for _ in range(CIRCUIT.consecutive_failures):
+            self.begin(method, (), None, Kind.CALL, "a")
+            if self.under and 0 in self.under[-1].live:
+                under = self.under[-1]
+                self.end_one(under, under.live.pop(0), code=13, origin=origin)
+        self.pass_time(CIRCUIT.open_s)
 
     # What happens around it.
 
@@ -246,6 +276,13 @@ class GuardWalk(RuleBasedStateMachine):
 
     # How the wire keeps its books.
 
+    def tell(self, token, result):
+        """Be told that a call has a place, or that there is no more hope for it."""
+        under = self.tokens[token]
+        makes_room = self.is_beginning
+        assert under.permit.has_place or makes_room or self.now >= under.wait_ends
+        self.told.append((token, result))
+
     def one(self, index, condition):
         """Choose a call; None if there is none of that kind."""
         found = [each for each in self.under if condition(each)]
@@ -279,6 +316,7 @@ class GuardWalk(RuleBasedStateMachine):
             under.retry_at = self.now + result.after_s
         elif isinstance(result, Wait):
             under.queued = result.token
+            under.wait_ends = min(self.now + QUEUE_MAX_S, under.permit.expires)
             self.tokens[result.token] = under
         elif isinstance(result, Letter):
             assert under.call.kind is Kind.CALL
@@ -309,9 +347,14 @@ class GuardWalk(RuleBasedStateMachine):
         self.drop_attempts(under)
         under.queued = None
         self.under.remove(under)
+        if under.permit is not None:
+            self.gone.append(under.permit)
         self.over += 1
 
     def drop_attempts(self, under):
+        """Note that its attempts lost; a first one earns, however it ended."""
+        if 0 in under.live and not self.is_free(under):
+            self.book(under, earned=10 * BUDGET.ratio)
         self.ghosts += under.live.values()
         under.live = {}
         under.retry_at = None
@@ -356,6 +399,12 @@ class GuardWalk(RuleBasedStateMachine):
         assert self.guard.counts.held == sum(
             each.queued is not None for each in self.under
         )
+
+    @invariant()
+    def nobody_waits_beside_a_free_place(self):
+        for upstream in self.guard._standings.upstreams():
+            is_free = upstream.limit.in_flight < upstream.limit.most
+            assert not (is_free and upstream.queue)
 
     @invariant()
     def attempts_are_held_by_calls(self):
