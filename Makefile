@@ -1,7 +1,7 @@
 # Everything a stranger needs: `make run` and `make test`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test lint proto proto-check bench bench-call bench-compare bench-guard chaos interop clean
+.PHONY: help setup run test lint proto proto-check bench bench-call bench-compare bench-guard bench-resilience chaos interop clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -65,6 +65,9 @@ bench-compare: $(BENCH_STAMP) ## fail if a ratio got 10 % worse than the committ
 
 bench-guard: setup ## what deciding about one healthy call costs
 	$(BIN)/python -P -m bench.callpath.guard_cost
+
+bench-resilience: $(BENCH_STAMP) ## outages, black holes and storms, beside Envoy
+	$(BENCH_VENV)/bin/python -P -m bench.resilience
 
 chaos: setup ## kill each part ten times; time to recovery
 	$(BIN)/python -P -m bench.chaos

@@ -93,15 +93,20 @@ class Places:
         for upstream in upstreams:
             if upstream.queue is None:
                 continue
-            for flight in upstream.queue.expired(now):
-                self._tell(flight)
+            self._end_late(upstream, now)
             self._hand_on(upstream, now)
+
+    def _end_late(self, upstream: UpstreamStanding, now: float) -> None:
+        for flight in upstream.queue.expired(now) if upstream.queue else ():
+            self._tell(flight)
 
     def _hand_on(self, upstream: UpstreamStanding, now: float) -> None:
         queue, limit = upstream.queue, upstream.limit
         while queue and limit.in_flight < limit.most:
             flight = queue.pop(now)
             if flight is None:
+                # Left until the next tick they would keep newcomers out meanwhile.
+                self._end_late(upstream, now)
                 return
             flight.has_place = limit.enter()
             self._tell(flight)

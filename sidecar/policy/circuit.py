@@ -66,7 +66,6 @@ _CLOSED: Final = CircuitState.CLOSED
 _OPEN: Final = CircuitState.OPEN
 _HALF_OPEN: Final = CircuitState.HALF_OPEN
 _ISOLATED: Final = CircuitState.ISOLATED
-_SAYS_NOTHING: Final = frozenset({Verdict.IGNORED, Verdict.ANSWERED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,19 +246,15 @@ class Circuit:
             self.passed(ticket, now, calls)
             return
         lease_ends = self._leases.pop(ticket, None)
-        if ticket < self._first_ticket or verdict in _SAYS_NOTHING:
+        if ticket < self._first_ticket or verdict is Verdict.IGNORED:
             return
         if self.state is _HALF_OPEN:
             self._failed_probe(lease_ends, now, draw)
             return
-        self._window.add(now, calls, 1)
-        if self.baseline is not None:
-            self.baseline.observe(calls, 1, now)
-        if verdict is Verdict.HARD:
-            self._consecutive += 1
-        why = self._tripped()
-        if why:
-            self._open(why, now, draw)
+        if verdict is not Verdict.HARD:
+            self._hanging = 0  # whatever it says, it is an answer
+        if verdict is not Verdict.ANSWERED:
+            self._count_failure(verdict, now, draw, calls)
 
     def released(self, ticket: int) -> None:
         """Take a ticket back of which nothing was learnt."""
@@ -288,8 +283,10 @@ class Circuit:
         Return whether that was all its ticket was good for: a probe has succeeded
         with it, for a stream may go on for hours and its end says little.
         """
+        if ticket < self._first_ticket:
+            return False
         self._hanging = 0
-        if self.state is not _HALF_OPEN or ticket < self._first_ticket:
+        if self.state is not _HALF_OPEN:
             return False
         self.passed(ticket, now)
         return True
@@ -369,13 +366,25 @@ class Circuit:
         elif state is not _CLOSED and self.state is _CLOSED:
             self._openings = openings
             self._enter(_HALF_OPEN, f"was {state.value} before a restart", now)
-        if self.troubled_since is not None:
-            self.troubled_since = now - age_s
+        if state is not _CLOSED and self.troubled_since is not None:
+            self.troubled_since = min(self.troubled_since, now - age_s)
 
     def take_moves(self) -> tuple[CircuitMoved, ...]:
         """Hand over what happened since the last call, oldest first."""
         taken, self.moves = tuple(self.moves), []
         return taken
+
+    def _count_failure(
+        self, verdict: Verdict, now: float, draw: float, calls: int
+    ) -> None:
+        self._window.add(now, calls, 1)
+        if self.baseline is not None:
+            self.baseline.observe(calls, 1, now)
+        if verdict is Verdict.HARD:
+            self._consecutive += 1
+        why = self._tripped()
+        if why:
+            self._open(why, now, draw)
 
     def _tripped(self) -> str:
         """Return why the circuit must open now; empty if it need not."""

@@ -139,6 +139,18 @@ def test_a_wait_that_is_too_long_ends(rig):
     assert rig.guard.counts.held == 0
 
 
+def test_who_waited_too_long_keeps_nobody_from_a_free_place(rig):
+    """Between two ticks a place comes free that nobody can use any more."""
+    first = rig.go()
+    late = rig.wait()
+    rig.now += 1.1
+    rig.end(first)
+
+    assert [token for token, _ in rig.told] == [late.token]
+    assert isinstance(rig.begin(), Go)
+    assert "waited" in reason(rig.resume()[0])
+
+
 def test_a_wait_ends_before_the_callers_deadline(rig):
     """Refusing in time is better than a call that runs into its deadline."""
     rig.go()

@@ -1,0 +1,1 @@
+"""What callees that fail do to their callers, and what callers do to them."""
