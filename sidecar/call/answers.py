@@ -33,7 +33,9 @@ def refusal(error: OutriggerError, layer: str, details: Details) -> Answer:
     trailers: Trailers = (*details(error), (names.REFUSED_BY_TRAILER, layer))
     after_s = error.retry_after_s
     if after_s is not None:
-        trailers += ((names.PUSHBACK_TRAILER, str(math.ceil(after_s * 1000))),)
+        # Never 0: a grpcio caller with a retry policy of its own stalls on that.
+        after_ms = max(1, math.ceil(after_s * 1000))
+        trailers += ((names.PUSHBACK_TRAILER, str(after_ms)),)
     elif error.reason in _ENDLESS:
         # Until an operator says otherwise; left to itself the caller would try again.
         trailers += (_DO_NOT_RETRY,)

@@ -71,6 +71,7 @@ class Attempt:
         self._is_claimed = False
         self._cut_timer: asyncio.TimerHandle | None = None
         self._is_cut = False
+        self._has_left = False
         self._method = method
         self._caller = caller
         self._handle = handle
@@ -82,6 +83,7 @@ class Attempt:
         self._began = parts.clock.monotonic()
         self._call: UpstreamCall = None
         self._cursor: Cursor | None = None
+        self._pump: Pump | None = None
         self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._early_headers: asyncio.Task[None] | None = None
@@ -115,6 +117,17 @@ class Attempt:
             return await self._relay()
         finally:
             self._close()
+
+    def leave(self) -> bool:
+        """Cancel the call upstream for a caller that went away; False if there is none.
+
+        `run` then raises CancelledError.
+        """
+        if self._call is None:
+            return False
+        self._has_left = True
+        self._call.cancel()
+        return True
 
     def late(self) -> Outcome:
         """Return the outcome of an attempt cut short by the caller's deadline."""
@@ -150,27 +163,30 @@ class Attempt:
             metadata=metadata, timeout=timeout_s
         )
         self._cursor = replay.cursor()
-        self._writer = self._tasks.spawn(
-            "wire.write", Pump(self._call, self._cursor).run()
-        )
+        self._pump = Pump(self._call, self._cursor)
+        self._writer = self._tasks.spawn("wire.write", self._pump.run())
 
     async def _relay(self) -> Outcome:
         try:
             await self._respond()
         except grpc.aio.AioRpcError as error:
+            if self._has_left:
+                raise asyncio.CancelledError from None
             if self._is_cut:
                 return self._cut_outcome()
             trailers = tuple(error.trailing_metadata() or ())
             code = _number(error.code())
             return await self._outcome(code, error.details() or "", trailers)
         except asyncio.CancelledError:
-            if not self._was_closed_here():
+            if self._has_left or not self._was_closed_here():
                 raise
             if self._is_cut:
                 return self._cut_outcome()
             return local.outcome(
                 local.channel_closed(self._handle.name), committed=self._is_committed
             )
+        if self._has_left:
+            raise asyncio.CancelledError
         trailers = tuple(await self._call.trailing_metadata())
         return await self._outcome(0, await self._call.details() or "", trailers)
 
@@ -274,8 +290,10 @@ class Attempt:
             self._call.cancel()
         if self._cursor is not None:
             self._cursor.close()
-        if self._writer is not None:
-            self._writer.cancel()
+        pump, writer = self._pump, self._writer
+        if pump is not None and writer is not None and not pump.is_sending:
+            # It may wait for a connection that never comes to a call that is over.
+            writer.cancel()
         if self._timer is not None:
             self._timer.cancel()
         if self._cut_timer is not None:

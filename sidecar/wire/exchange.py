@@ -68,9 +68,29 @@ class Exchange:
         self._contest: Race | None = None
         self._winner: int | None = None
         """The attempt whose response is passed on."""
+        self.ended: Ended | None = None
+        """How the call ended; None until it has, and when its caller went away."""
         self._outcome: Outcome | None = None
         self._hand_over: asyncio.Task[None] | None = None
         self._resolved: Go | Refuse | Finish | Letter | None = None
+
+    async def carry(self) -> None:
+        """Carry the call to its end, and leave that in `ended`.
+
+        Raises:
+            asyncio.CancelledError: the caller went away; the guard was told.
+            Exception: a defect; the guard was told that the call is gone.
+        """
+        self.ended = await self.run()
+
+    def leave(self) -> bool:
+        """Begin to end a call whose caller went away; False asks to be cancelled.
+
+        Only what waits for an upstream's call can end by itself.
+        """
+        if self._contest is not None or len(self._live) != 1:
+            return False
+        return next(iter(self._live.values())).leave()
 
     async def run(self) -> Ended:
         """Carry the call to its end.

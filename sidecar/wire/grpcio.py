@@ -5,9 +5,7 @@ either, no health and no reflection: the relay is transparent.
 """
 
 import asyncio
-import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -19,7 +17,6 @@ from outrigger.core.clock import Clock
 from outrigger.core.errors import Bug
 from outrigger.core.ids import letter_id
 from outrigger.core.rng import Rng
-from outrigger.core.rpc.server import bind
 from outrigger.core.tasks import Tasks, finish
 from sidecar.call.descriptor import (
     Answer,
@@ -36,13 +33,15 @@ from sidecar.call.descriptor import (
 from sidecar.wire import local
 from sidecar.wire.caller import Context, LetterCaller, RemoteCaller
 from sidecar.wire.exchange import Ended, Exchange
-from sidecar.wire.options import RELAY_SERVER_OPTIONS, Listener, WireOptions
+from sidecar.wire.listening import Listening
+from sidecar.wire.options import Listener, WireOptions
 from sidecar.wire.parts import Parts
 from sidecar.wire.upstreams import Targets
 
 __all__ = ["Delivered", "GrpcioWire", "Listener", "WireOptions"]
 
 _CODES: Final = {int(code.value[0]): code for code in grpc.StatusCode}
+_LEAVE_S: Final = 1.0
 _NO_OPTIONS: Final = WireOptions()
 
 
@@ -82,15 +81,16 @@ class GrpcioWire:
             options: times and sizes.
         """
         self._parts = Parts(guard, targets, letters, clock, rng, tasks, options)
-        self._listen = tuple(listen)
-        self._server: grpc.aio.Server | None = None
+        self._listening = Listening(_AnyMethod(self), listen, clock=clock, tasks=tasks)
         self._ticking: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: set[RemoteCaller] = set()
         self._all_done = asyncio.Event()
-        self.addresses: list[str] = []
+
+    @property
+    def addresses(self) -> list[str]:
         """As bound, in the order of `listen`."""
+        return self._listening.addresses
 
     async def start(self) -> None:
         """Bind every listener and begin to accept calls.
@@ -100,11 +100,7 @@ class GrpcioWire:
             Refused: PORT_TAKEN or SOCKET_TAKEN.
         """
         self._loop = asyncio.get_running_loop()
-        self._server = await self._serving(self._listen)
-        if self._listen:
-            self._watching = self._parts.tasks.spawn_forever(
-                "wire.listen", self._keep_listening
-            )
+        await self._listening.start()
         self._ticking = self._parts.tasks.spawn_forever("wire.tick", self._tick)
 
     async def stop(self, grace_s: float) -> None:
@@ -115,12 +111,7 @@ class GrpcioWire:
         gone = GivenUp(local.answer(local.stopping()))
         for token in tuple(self._parts.parked):
             self.resolve(token, gone)
-        if self._watching is not None:
-            await finish(self._watching)
-            self._watching = None
-        if self._server is not None:
-            await self._server.stop(grace_s)
-            self._server = None
+        await self._listening.stop(grace_s)
         while self._open:
             self._all_done.clear()
             await self._all_done.wait()
@@ -182,14 +173,20 @@ class GrpcioWire:
         call = Call(self._new_id(), method, metadata, self._deadline(context))
         caller = RemoteCaller(context, parts)
         self._open.add(caller)
+        exchange = Exchange(parts, call, caller)
+        task = parts.tasks.spawn("wire.call", exchange.carry(), subject=call.call_id)
         try:
-            ended = await Exchange(parts, call, caller).run()
-        except Exception as error:  # noqa: BLE001 - the boundary of a call
-            ended = self._defect(error, call)
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            await _left(exchange, task)
+            raise
         finally:
             self._open.discard(caller)
             if not self._open:
                 self._all_done.set()
+        if task.cancelled():
+            raise asyncio.CancelledError
+        ended = exchange.ended or Ended(Refuse(local.answer(_bug())), None)
         _set_status(context, _answer(ended))
 
     def _deadline(self, context: Context) -> float | None:
@@ -197,10 +194,6 @@ class GrpcioWire:
         if remaining_s is None:
             return None
         return self._parts.clock.monotonic() + remaining_s
-
-    def _defect(self, error: Exception, call: Call) -> Ended:
-        _ = self._parts.tasks.spawn("wire.call", _raise(error), subject=call.call_id)
-        return Ended(Refuse(local.answer(_bug())), None)
 
     def _new_id(self) -> str:
         return letter_id(self._parts.clock.wall(), self._parts.rng.token_bytes(10))
@@ -212,43 +205,6 @@ class GrpcioWire:
 
     def _spawn(self, work: Callable[[], None]) -> None:
         _ = self._parts.tasks.spawn("wire.post", _run(work))
-
-    async def _serving(self, listen: Sequence[Listener]) -> grpc.aio.Server:
-        """Bind every listener and begin to accept calls."""
-        server = grpc.aio.server(
-            handlers=(_AnyMethod(self),), options=RELAY_SERVER_OPTIONS
-        )
-        self.addresses = [
-            bind(server, one.address, one.flag, tls=one.tls, may_move=one.may_move)
-            for one in listen
-        ]
-        await server.start()
-        return server
-
-    async def _keep_listening(self) -> None:
-        """Listen again, on the same addresses, when the library has stopped.
-
-        grpc.aio decodes a call's path as UTF-8 in its accept loop, and one that is
-        none ends that loop for good (1.85.1); calls in flight end with it.
-
-        Raises:
-            Bug: LISTENER_ENDED, so that it is recorded; or the error of a listener
-                that cannot be bound again, and then it is tried again.
-        """
-        if self._server is not None:
-            with suppress(Exception):  # what ended it is raised here, and is no news
-                await self._server.wait_for_termination()
-        bound = [
-            dataclasses.replace(one, address=address, may_move=False)
-            for one, address in zip(self._listen, self.addresses, strict=True)
-        ]
-        self._server = None
-        self._server = await self._serving(bound)
-        raise Bug(
-            "LISTENER_ENDED",
-            "the listeners of the relay had ended by themselves and listen again: a"
-            " call with a path that is not UTF-8 does that",
-        )
 
     async def _tick(self) -> None:
         while True:
@@ -308,9 +264,17 @@ def _bug() -> Bug:
     return Bug("UNEXPECTED", "a defect of ours; see the log of this sidecar")
 
 
-async def _raise(error: Exception) -> None:
-    """Hand a caught failure to the boundary that records it."""
-    raise error
+async def _left(exchange: Exchange, task: asyncio.Task[None]) -> None:
+    """End a call whose caller went away, without cancelling what the library does.
+
+    A batch of the library that is cancelled is never freed (grpcio 1.85.1, half a
+    kibibyte each): a call upstream is cancelled instead, and what waits for it ends by
+    itself. That is why a call is carried by a task of its own.
+    """
+    if exchange.leave():
+        await asyncio.wait((task,), timeout=_LEAVE_S)
+    task.cancel()
+    await asyncio.wait((task,))
 
 
 async def _run(work: Callable[[], None]) -> None:

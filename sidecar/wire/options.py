@@ -51,9 +51,9 @@ _SERVER: Final[Mapping[str, int]] = MappingProxyType(
         # No narrower than the peers: what is too large is theirs to say.
         "grpc.max_receive_message_length": _UNLIMITED,
         "grpc.max_send_message_length": _UNLIMITED,
-        # The guard's concurrency limit answers with a push-back; a limit of the
-        # connection would make callers queue where nobody sees them.
-        "grpc.max_concurrent_streams": (1 << 31) - 1,
+        # Far above the guard's own limit, which answers with a push-back where this one
+        # makes callers queue unseen; it bounds what one connection can cost.
+        "grpc.max_concurrent_streams": _PENDING,
         # The library's queue of calls that were not asked for yet is one for all
         # callers, drops at random from 1,000 on, and tells the dropped CANCELLED:
         # one caller's burst would end the calls of others.

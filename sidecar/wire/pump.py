@@ -17,6 +17,9 @@ class Pump:
     def __init__(self, call: Any, cursor: Cursor) -> None:  # noqa: ANN401 - grpc.aio's call objects are in no public protocol
         self._call = call
         self._cursor = cursor
+        self.is_sending = False
+        """The library is at work and must not be cancelled: it would never free what
+        it works with. When its call is cancelled it ends by itself."""
 
     async def run(self) -> None:
         """Send what is there, until the end or until the reader goes on by itself."""
@@ -25,7 +28,7 @@ class Pump:
             while not self._cursor.go_direct(self):
                 message = await self._cursor.get()
                 if message is None:
-                    await self._call.done_writing()
+                    await self._half_close()
                     return
                 await self._write(message)
                 self._cursor.sent()
@@ -45,7 +48,7 @@ class Pump:
     async def finish(self) -> None:
         """Half-close."""
         try:
-            await self._call.done_writing()
+            await self._half_close()
         except _OVER:
             return
 
@@ -56,4 +59,15 @@ class Pump:
         one replaces the callee's status by an INTERNAL of its own (186 of 200 times
         on grpcio 1.85.1).
         """
-        await self._call._cython_call.send_serialized_message(message)  # noqa: SLF001 - see above
+        self.is_sending = True
+        try:
+            await self._call._cython_call.send_serialized_message(message)  # noqa: SLF001 - see above
+        finally:
+            self.is_sending = False
+
+    async def _half_close(self) -> None:
+        self.is_sending = True
+        try:
+            await self._call.done_writing()
+        finally:
+            self.is_sending = False

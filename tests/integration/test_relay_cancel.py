@@ -179,7 +179,7 @@ async def test_storm_of_cancellations_balances(relay):
     assert guard.cancels
     assert guard.finished
     assert len(guard.calls) == guard.finished + len(guard.cancels)
-    await until(lambda: len(relay.tasks) == 2)  # the watcher and the clock
+    await until(lambda: len(relay.tasks) == 3)  # the watcher, the listener, the clock
     assert relay.wire.open_streams() == ()
 
 
