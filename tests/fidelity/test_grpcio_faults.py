@@ -116,7 +116,7 @@ async def test_a_context_is_let_go_with_its_call():
         context = Context()
         await serve(relay, "Done", context)
         context.more.set()
-        await until(lambda: len(relay.tasks) == 2)  # the watcher and the clock
+        await until(lambda: len(relay.tasks) == 3)  # the watcher, the listener, the clock
     assert context.used_after == []
 
 
