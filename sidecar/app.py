@@ -40,10 +40,12 @@ from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
 from sidecar.agent.traffic import Side, Traffic
 from sidecar.call.descriptor import Answer, Metadata, Resolution
+from sidecar.call.faults import FaultLayer
 from sidecar.call.guard import CallGuard
 from sidecar.call.metadata import without_credentials
 from sidecar.call.records import CircuitKeeper, CircuitRecords
 from sidecar.call.routes import Routes, Upstream
+from sidecar.call.tap import TapHub
 from sidecar.checkpoints.heap import bound_arenas
 from sidecar.checkpoints.limits import Limits
 from sidecar.checkpoints.store import CheckpointStore
@@ -59,10 +61,13 @@ from sidecar.load.sampler import Sampler
 from sidecar.policy.activity import Evidence
 from sidecar.policy.letter import Letter, LetterLimits, delivery_metadata
 from sidecar.rpc.circuits import CircuitServicer
+from sidecar.rpc.faults import FaultServicer
 from sidecar.rpc.letters import LetterServicer
 from sidecar.rpc.server import Keys, Servicers, api_server
 from sidecar.rpc.sidecar import SidecarServicer
 from sidecar.rpc.status import Status
+from sidecar.rpc.tap import TapServicer
+from sidecar.rpc.upstreams import UpstreamServicer
 from sidecar.schema import schema
 from sidecar.wire.grpcio import GrpcioWire, Listener
 from sidecar.wire.options import WireOptions
@@ -356,7 +361,17 @@ class Sidecar:
                 agent_id=agent_id,
                 on_saved=self._supervisor.checkpoint_saved,
             ),
-            circuits=CircuitServicer(self._guard, clock, stored=self._circuits.store),
+            circuits=CircuitServicer(
+                self._guard, clock, self._events, stored=self._circuits.store
+            ),
+            faults=FaultServicer(
+                FaultLayer(
+                    self._guard, clock=clock, tasks=self._tasks, publish=self._publish
+                ),
+                clock,
+                allowed=self._config.allow_faults,
+                upstreams=self._routes.upstreams,
+            ),
             letters=LetterServicer(
                 self._journal,
                 route=self._route,
@@ -375,6 +390,8 @@ class Sidecar:
                 },
                 pid=os.getpid(),
             ),
+            tap=TapServicer(TapHub(self._guard.watch), clock),
+            upstreams=UpstreamServicer(self._channels.views, self._guard.places),
         )
 
     # Life.

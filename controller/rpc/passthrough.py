@@ -1,8 +1,9 @@
 """Calls that are about one agent's sidecar, passed on to it as bytes.
 
-Letter, circuit, checkpoint and sidecar RPCs with the metadata `outrigger-agent: ID`
-go to that sidecar's API under its operator token. Nothing is decoded, and what the
-sidecar answers (status, message, trailers) is what the caller gets.
+RPCs of a sidecar's services, all but the agent's own Attach, with the metadata
+`outrigger-agent: ID` go to that sidecar's API under its operator token. Nothing is
+decoded, and what the sidecar answers (status, message, trailers) is what the caller
+gets.
 """
 
 from __future__ import annotations  # RpcMethodHandler is generic for type checkers only
@@ -34,8 +35,11 @@ from outrigger.core.rpc.errors import (
 from outrigger.v1 import (
     checkpoint_service_pb2,
     circuit_service_pb2,
+    fault_service_pb2,
     letter_service_pb2,
     sidecar_service_pb2,
+    tap_service_pb2,
+    upstream_service_pb2,
 )
 
 _SERVICES: Final = (
@@ -43,13 +47,25 @@ _SERVICES: Final = (
     circuit_service_pb2.DESCRIPTOR.services_by_name["CircuitService"],
     checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"],
     sidecar_service_pb2.DESCRIPTOR.services_by_name["SidecarService"],
+    tap_service_pb2.DESCRIPTOR.services_by_name["TapService"],
+    fault_service_pb2.DESCRIPTOR.services_by_name["FaultService"],
+    upstream_service_pb2.DESCRIPTOR.services_by_name["UpstreamService"],
 )
 _METHODS: Final[dict[str, MethodDescriptor]] = {
     f"/{service.full_name}/{method.name}": method
     for service in _SERVICES
     for method in service.methods
 }
-_READS: Final = ("Get", "List", "Query", "Watch", "Export", "Verify", "RestoreCheck")
+_READS: Final = (
+    "Get",
+    "List",
+    "Query",
+    "Watch",
+    "Export",
+    "Verify",
+    "RestoreCheck",
+    "Tap",
+)
 """How the names of methods begin that change nothing."""
 
 SERVICES: Final = frozenset(service.full_name for service in _SERVICES)

@@ -57,6 +57,11 @@ def span(holder: Message, field: str) -> str:
     return elapsed(length.seconds + length.nanos / 1e9)
 
 
+def milliseconds(length: Duration) -> str:
+    """Return a duration of one call."""
+    return f"{length.ToMicroseconds() / 1000:.1f}ms"
+
+
 def elapsed(seconds: float) -> str:
     """Return seconds as a person says them."""
     if seconds < _MINUTE_S:

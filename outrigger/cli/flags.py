@@ -101,11 +101,13 @@ class Verbs:
             dest="verb", required=True, metavar="VERB"
         )
 
-    def add(self, name: str, verb: Verb, about: str) -> FlagParser:
+    def add(
+        self, name: str, verb: Verb, about: str, forms: Sequence[str] = FORMS
+    ) -> FlagParser:
         """Add a verb and return its parser, to add its own flags to."""
         parser = self._verbs.add_parser(name, help=about, description=about)
         parser.set_defaults(act=verb)
-        add_shared_flags(parser, self._reach)
+        add_shared_flags(parser, self._reach, forms)
         return parser
 
     def run(self, argv: Sequence[str], terminal: Terminal) -> int:

@@ -42,7 +42,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "letters": Command(
         "letters:run", "list, show, redrive, discard, export, import, ledger"
     ),
-    "circuits": Command("circuits:run", "list, isolate, restore"),
+    "circuits": Command("circuits:run", "list, show, isolate, restore, watch"),
+    "tap": Command("tap:run", "show an agent's calls as they end"),
+    "upstreams": Command("upstreams:run", "list the callees and their connections"),
+    "faults": Command("faults:run", "inject, list, clear: trouble on purpose"),
     "checkpoints": Command("checkpoints:run", "list, save, verify, restore, prune"),
     "audit": Command("audit:run", "list what was asked of the controller"),
     "watch": Command("watch:run", "show events as they happen"),

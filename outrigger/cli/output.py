@@ -16,6 +16,8 @@ from google.protobuf.message import Message
 from outrigger.cli.terminal import Terminal
 
 FORMS: Final = ("table", "json", "jsonl")
+ENDLESS_FORMS: Final = ("table", "jsonl")
+"""Of what has no end: a JSON array would never be whole."""
 _GAP: Final = "  "
 
 

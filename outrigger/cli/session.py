@@ -1,7 +1,7 @@
 """Calls to one server: its metadata, its deadlines, and its errors as ours."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, TypeVar
 
@@ -64,7 +64,7 @@ class Session:
         request: Request,
         *,
         endless: bool = False,
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response, None]:
         """Yield the answers to one request; no deadline when it is endless.
 
         Raises:

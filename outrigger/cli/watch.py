@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from outrigger.cli import cells, exits
 from outrigger.cli.flags import ANY, Call, add_limit, add_shared_flags, run_verb
+from outrigger.cli.output import ENDLESS_FORMS
 from outrigger.cli.terminal import Terminal
 from outrigger.core.config import FlagParser
 from outrigger.v1.event_pb2 import Event
@@ -39,7 +40,7 @@ def run(argv: Sequence[str], terminal: Terminal) -> int:
         description="Show events as they happen: of the fleet, or with --agent or"
         " --api of one sidecar. Ends with Ctrl-C.",
     )
-    add_shared_flags(parser, ANY, ("table", "jsonl"))
+    add_shared_flags(parser, ANY, ENDLESS_FORMS)
     add_limit(parser)
     flags = parser.parse_args(list(argv))
     return run_verb(_watch, flags, terminal, ANY)

@@ -4,10 +4,11 @@ Race: a watcher may be slower than the events. It then loses the oldest ones it
 has not read and sees the gap in `sequence`; nobody waits for it.
 """
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 
+from outrigger.core.backlog import Backlog
 from outrigger.core.clock import Clock
 from outrigger.core.events import Alerted, CheckpointMoved, ErrorSeen, Event, Payload
 
@@ -22,7 +23,7 @@ class EventLog:
         self._agent_id = agent_id
         self._clock = clock
         self._sequence = 0
-        self._watchers: set[asyncio.Queue[Event]] = set()
+        self._watchers: dict[Backlog[Event], Callable[[Payload], bool]] = {}
 
     def publish(self, payload: Payload, *, agent_id: str | None = None) -> Event:
         """Number the payload, log it and hand it to every watcher."""
@@ -34,21 +35,27 @@ class EventLog:
             payload=payload,
         )
         _log.log(_level(payload), "%s", payload)
-        for queue in self._watchers:
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(event)
+        for backlog, wanted in self._watchers.items():
+            if wanted(payload):
+                backlog.put(event)
         return event
+
+    @contextmanager
+    def subscribed(self, wanted: Callable[[Payload], bool]) -> Iterator[Backlog[Event]]:
+        """Collect the wanted events from now on, for the length of a block."""
+        backlog: Backlog[Event] = Backlog(_WATCHER_EVENTS)
+        self._watchers[backlog] = wanted
+        try:
+            yield backlog
+        finally:
+            del self._watchers[backlog]
 
     async def watch(self) -> AsyncIterator[Event]:
         """Yield events published from now on, until the caller stops."""
-        queue: asyncio.Queue[Event] = asyncio.Queue(_WATCHER_EVENTS)
-        self._watchers.add(queue)
-        try:
+        with self.subscribed(lambda _: True) as backlog:
             while True:
-                yield await queue.get()
-        finally:
-            self._watchers.discard(queue)
+                event, _ = await backlog.take()
+                yield event
 
 
 def _level(payload: Payload) -> int:

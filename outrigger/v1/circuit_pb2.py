@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aoutrigger/v1/circuit.proto\x12\x0coutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x03\n\x07\x43ircuit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ncircuit_id\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.outrigger.v1.Circuit.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12.\n\nstate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0bretry_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11window_call_count\x18\x07 \x01(\x03\x12\x1c\n\x14window_failure_count\x18\x08 \x01(\x03\x12!\n\x19\x63onsecutive_failure_count\x18\t \x01(\x05\x12\x12\n\nopen_count\x18\n \x01(\x03\x12\x15\n\rrefused_count\x18\x0b \x01(\x03\"i\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_CLOSED\x10\x01\x12\x0e\n\nSTATE_OPEN\x10\x02\x12\x13\n\x0fSTATE_HALF_OPEN\x10\x03\x12\x12\n\x0eSTATE_ISOLATED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aoutrigger/v1/circuit.proto\x12\x0coutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf2\x04\n\x07\x43ircuit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ncircuit_id\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.outrigger.v1.Circuit.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12.\n\nstate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0bretry_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11window_call_count\x18\x07 \x01(\x03\x12\x1c\n\x14window_failure_count\x18\x08 \x01(\x03\x12!\n\x19\x63onsecutive_failure_count\x18\t \x01(\x05\x12\x12\n\nopen_count\x18\n \x01(\x03\x12\x15\n\rrefused_count\x18\x0b \x01(\x03\x12\x0e\n\x06shadow\x18\x0c \x01(\x08\x12\x19\n\x11window_slow_count\x18\r \x01(\x03\x12\x30\n\x0ctrouble_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0c\x66\x61iled_calls\x18\x0f \x03(\x0b\x32\x18.outrigger.v1.FailedCall\x12*\n\x07history\x18\x10 \x03(\x0b\x32\x19.outrigger.v1.CircuitMove\"i\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_CLOSED\x10\x01\x12\x0e\n\nSTATE_OPEN\x10\x02\x12\x13\n\x0fSTATE_HALF_OPEN\x10\x03\x12\x12\n\x0eSTATE_ISOLATED\x10\x04\"\xd0\x02\n\nFailedCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12.\n\ncount_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bstatus_code\x18\x04 \x01(\x05\x12\x0c\n\x04slow\x18\x05 \x01(\x08\x12/\n\x06origin\x18\x06 \x01(\x0e\x32\x1f.outrigger.v1.FailedCall.Origin\x12*\n\x07\x65lapsed\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"q\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x10\n\x0cORIGIN_LOCAL\x10\x01\x12\x14\n\x10ORIGIN_TRANSPORT\x10\x02\x12\x13\n\x0fORIGIN_UPSTREAM\x10\x03\x12\x12\n\x0eORIGIN_UNKNOWN\x10\x04\"\xb9\x01\n\x0b\x43ircuitMove\x12\x12\n\ncircuit_id\x18\x01 \x01(\t\x12-\n\tmove_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06\x62\x65\x66ore\x18\x03 \x01(\x0e\x32\x1b.outrigger.v1.Circuit.State\x12*\n\x05\x61\x66ter\x18\x04 \x01(\x0e\x32\x1b.outrigger.v1.Circuit.State\x12\x0e\n\x06reason\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'outrigger.v1.circuit_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CIRCUIT']._serialized_start=110
-  _globals['_CIRCUIT']._serialized_end=551
-  _globals['_CIRCUIT_STATE']._serialized_start=446
-  _globals['_CIRCUIT_STATE']._serialized_end=551
+  _globals['_CIRCUIT']._serialized_end=736
+  _globals['_CIRCUIT_STATE']._serialized_start=631
+  _globals['_CIRCUIT_STATE']._serialized_end=736
+  _globals['_FAILEDCALL']._serialized_start=739
+  _globals['_FAILEDCALL']._serialized_end=1075
+  _globals['_FAILEDCALL_ORIGIN']._serialized_start=962
+  _globals['_FAILEDCALL_ORIGIN']._serialized_end=1075
+  _globals['_CIRCUITMOVE']._serialized_start=1078
+  _globals['_CIRCUITMOVE']._serialized_end=1263
 # @@protoc_insertion_point(module_scope)

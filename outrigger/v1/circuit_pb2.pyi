@@ -3,10 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -67,6 +69,11 @@ class Circuit(_message.Message):
     CONSECUTIVE_FAILURE_COUNT_FIELD_NUMBER: _builtins.int
     OPEN_COUNT_FIELD_NUMBER: _builtins.int
     REFUSED_COUNT_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    WINDOW_SLOW_COUNT_FIELD_NUMBER: _builtins.int
+    TROUBLE_TIME_FIELD_NUMBER: _builtins.int
+    FAILED_CALLS_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. `circuits/{circuit_id}`."""
     circuit_id: _builtins.str
@@ -84,7 +91,13 @@ class Circuit(_message.Message):
     open_count: _builtins.int
     """Output only. Times it opened since the sidecar's start."""
     refused_count: _builtins.int
-    """Output only. Calls it refused since the sidecar's start."""
+    """Output only. Calls it refused since the sidecar's start, or would have
+    refused if it were not a shadow.
+    """
+    shadow: _builtins.bool
+    """Output only. It only counts and tells: it refuses nothing unless isolated."""
+    window_slow_count: _builtins.int
+    """Output only. Slow calls counted in the window."""
     @_builtins.property
     def state_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it entered this state."""
@@ -92,6 +105,22 @@ class Circuit(_message.Message):
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
         """Output only. Remaining time of refusal; unset when it has no known end."""
+
+    @_builtins.property
+    def trouble_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was closed last; unset while it is closed."""
+
+    @_builtins.property
+    def failed_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailedCall]:
+        """Output only. The newest calls that spoke against the callee, oldest first.
+        Only from GetCircuit and the verbs; empty in lists and watches.
+        """
+
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___CircuitMove]:
+        """Output only. The newest moves, oldest first. Only from GetCircuit and the
+        verbs; empty in lists and watches.
+        """
 
     def __init__(
         self,
@@ -107,11 +136,139 @@ class Circuit(_message.Message):
         consecutive_failure_count: _builtins.int = ...,
         open_count: _builtins.int = ...,
         refused_count: _builtins.int = ...,
+        shadow: _builtins.bool = ...,
+        window_slow_count: _builtins.int = ...,
+        trouble_time: _timestamp_pb2.Timestamp | None = ...,
+        failed_calls: _abc.Iterable[Global___FailedCall] | None = ...,
+        history: _abc.Iterable[Global___CircuitMove] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after", "state_time", b"state_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after", "state_time", b"state_time", "trouble_time", b"trouble_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit_id", b"circuit_id", "consecutive_failure_count", b"consecutive_failure_count", "name", b"name", "open_count", b"open_count", "reason", b"reason", "refused_count", b"refused_count", "retry_after", b"retry_after", "state", b"state", "state_time", b"state_time", "window_call_count", b"window_call_count", "window_failure_count", b"window_failure_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit_id", b"circuit_id", "consecutive_failure_count", b"consecutive_failure_count", "failed_calls", b"failed_calls", "history", b"history", "name", b"name", "open_count", b"open_count", "reason", b"reason", "refused_count", b"refused_count", "retry_after", b"retry_after", "shadow", b"shadow", "state", b"state", "state_time", b"state_time", "trouble_time", b"trouble_time", "window_call_count", b"window_call_count", "window_failure_count", b"window_failure_count", "window_slow_count", b"window_slow_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Circuit: _TypeAlias = Circuit  # noqa: Y015
+
+@_typing.final
+class FailedCall(_message.Message):
+    """A call that spoke against a callee."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Origin:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[FailedCall._Origin.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ORIGIN_UNSPECIFIED: FailedCall._Origin.ValueType  # 0
+        """Never set."""
+        ORIGIN_LOCAL: FailedCall._Origin.ValueType  # 1
+        """The sidecar itself: a time limit of the caller's or of a probe."""
+        ORIGIN_TRANSPORT: FailedCall._Origin.ValueType  # 2
+        """No connection, or it broke."""
+        ORIGIN_UPSTREAM: FailedCall._Origin.ValueType  # 3
+        """The callee answered."""
+        ORIGIN_UNKNOWN: FailedCall._Origin.ValueType  # 4
+        """Nobody can tell."""
+
+    class Origin(_Origin, metaclass=_OriginEnumTypeWrapper):
+        """Who made the outcome."""
+
+    ORIGIN_UNSPECIFIED: FailedCall.Origin.ValueType  # 0
+    """Never set."""
+    ORIGIN_LOCAL: FailedCall.Origin.ValueType  # 1
+    """The sidecar itself: a time limit of the caller's or of a probe."""
+    ORIGIN_TRANSPORT: FailedCall.Origin.ValueType  # 2
+    """No connection, or it broke."""
+    ORIGIN_UPSTREAM: FailedCall.Origin.ValueType  # 3
+    """The callee answered."""
+    ORIGIN_UNKNOWN: FailedCall.Origin.ValueType  # 4
+    """Nobody can tell."""
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    COUNT_TIME_FIELD_NUMBER: _builtins.int
+    STATUS_CODE_FIELD_NUMBER: _builtins.int
+    SLOW_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    ELAPSED_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """Output only. The id that `outrigger tap` and letters have for it too."""
+    method: _builtins.str
+    """Output only. Full method name, "/package.Service/Method"."""
+    status_code: _builtins.int
+    """Output only. gRPC status number it ended with; 0 when it was counted while
+    it was still on its way.
+    """
+    slow: _builtins.bool
+    """Output only. It was counted because it was slow, before it had ended."""
+    origin: Global___FailedCall.Origin.ValueType
+    """Output only. Who made the outcome."""
+    @_builtins.property
+    def count_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was counted."""
+
+    @_builtins.property
+    def elapsed(self) -> _duration_pb2.Duration:
+        """Output only. How long it had taken when it was counted."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        method: _builtins.str = ...,
+        count_time: _timestamp_pb2.Timestamp | None = ...,
+        status_code: _builtins.int = ...,
+        slow: _builtins.bool = ...,
+        origin: Global___FailedCall.Origin.ValueType = ...,
+        elapsed: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["count_time", b"count_time", "elapsed", b"elapsed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "count_time", b"count_time", "elapsed", b"elapsed", "method", b"method", "origin", b"origin", "slow", b"slow", "status_code", b"status_code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailedCall: _TypeAlias = FailedCall  # noqa: Y015
+
+@_typing.final
+class CircuitMove(_message.Message):
+    """A move of a circuit from one state to another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CIRCUIT_ID_FIELD_NUMBER: _builtins.int
+    MOVE_TIME_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    circuit_id: _builtins.str
+    """Output only. Which circuit."""
+    before: Global___Circuit.State.ValueType
+    """Output only. State before."""
+    after: Global___Circuit.State.ValueType
+    """Output only. State after."""
+    reason: _builtins.str
+    """Output only. Why, for a person."""
+    @_builtins.property
+    def move_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it moved."""
+
+    def __init__(
+        self,
+        *,
+        circuit_id: _builtins.str = ...,
+        move_time: _timestamp_pb2.Timestamp | None = ...,
+        before: Global___Circuit.State.ValueType = ...,
+        after: Global___Circuit.State.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["move_time", b"move_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "circuit_id", b"circuit_id", "move_time", b"move_time", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CircuitMove: _TypeAlias = CircuitMove  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from outrigger.v1 import circuit_pb2 as outrigger_dot_v1_dot_circuit__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"outrigger/v1/circuit_service.proto\x12\x0coutrigger.v1\x1a\x1aoutrigger/v1/circuit.proto\"\'\n\x11GetCircuitRequest\x12\x12\n\ncircuit_id\x18\x01 \x01(\t\"<\n\x12GetCircuitResponse\x12&\n\x07\x63ircuit\x18\x01 \x01(\x0b\x32\x15.outrigger.v1.Circuit\"<\n\x13ListCircuitsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x14ListCircuitsResponse\x12\'\n\x08\x63ircuits\x18\x01 \x03(\x0b\x32\x15.outrigger.v1.Circuit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x15IsolateCircuitRequest\x12\x12\n\ncircuit_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"@\n\x16IsolateCircuitResponse\x12&\n\x07\x63ircuit\x18\x01 \x01(\x0b\x32\x15.outrigger.v1.Circuit\"V\n\x15RestoreCircuitRequest\x12\x12\n\ncircuit_id\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"@\n\x16RestoreCircuitResponse\x12&\n\x07\x63ircuit\x18\x01 \x01(\x0b\x32\x15.outrigger.v1.Circuit2\xf2\x02\n\x0e\x43ircuitService\x12O\n\nGetCircuit\x12\x1f.outrigger.v1.GetCircuitRequest\x1a .outrigger.v1.GetCircuitResponse\x12U\n\x0cListCircuits\x12!.outrigger.v1.ListCircuitsRequest\x1a\".outrigger.v1.ListCircuitsResponse\x12[\n\x0eIsolateCircuit\x12#.outrigger.v1.IsolateCircuitRequest\x1a$.outrigger.v1.IsolateCircuitResponse\x12[\n\x0eRestoreCircuit\x12#.outrigger.v1.RestoreCircuitRequest\x1a$.outrigger.v1.RestoreCircuitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"outrigger/v1/circuit_service.proto\x12\x0coutrigger.v1\x1a\x1aoutrigger/v1/circuit.proto\"\'\n\x11GetCircuitRequest\x12\x12\n\ncircuit_id\x18\x01 \x01(\t\"<\n\x12GetCircuitResponse\x12&\n\x07\x63ircuit\x18\x01 \x01(\x0b\x32\x15.outrigger.v1.Circuit\"N\n\rCircuitFilter\x12+\n\x06states\x18\x01 \x03(\x0e\x32\x1b.outrigger.v1.Circuit.State\x12\x10\n\x08upstream\x18\x02 \x01(\t\"i\n\x13ListCircuitsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1b.outrigger.v1.CircuitFilter\"X\n\x14ListCircuitsResponse\x12\'\n\x08\x63ircuits\x18\x01 \x03(\x0b\x32\x15.outrigger.v1.Circuit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x15IsolateCircuitRequest\x12\x12\n\ncircuit_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"@\n\x16IsolateCircuitResponse\x12&\n\x07\x63ircuit\x18\x01 \x01(\x0b\x32\x15.outrigger.v1.Circuit\"V\n\x15RestoreCircuitRequest\x12\x12\n\ncircuit_id\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"@\n\x16RestoreCircuitResponse\x12&\n\x07\x63ircuit\x18\x01 \x01(\x0b\x32\x15.outrigger.v1.Circuit\"C\n\x14WatchCircuitsRequest\x12+\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1b.outrigger.v1.CircuitFilter\"\xb8\x01\n\x15WatchCircuitsResponse\x12(\n\x07present\x18\x01 \x01(\x0b\x32\x15.outrigger.v1.CircuitH\x00\x12,\n\x05shown\x18\x02 \x01(\x0b\x32\x1b.outrigger.v1.CircuitsShownH\x00\x12)\n\x04move\x18\x03 \x01(\x0b\x32\x19.outrigger.v1.CircuitMoveH\x00\x12\x14\n\x0cmissed_count\x18\x04 \x01(\x03\x42\x06\n\x04news\";\n\rCircuitsShown\x12\x13\n\x0bshown_count\x18\x01 \x01(\x03\x12\x15\n\romitted_count\x18\x02 \x01(\x03\x32\xce\x03\n\x0e\x43ircuitService\x12O\n\nGetCircuit\x12\x1f.outrigger.v1.GetCircuitRequest\x1a .outrigger.v1.GetCircuitResponse\x12U\n\x0cListCircuits\x12!.outrigger.v1.ListCircuitsRequest\x1a\".outrigger.v1.ListCircuitsResponse\x12[\n\x0eIsolateCircuit\x12#.outrigger.v1.IsolateCircuitRequest\x1a$.outrigger.v1.IsolateCircuitResponse\x12[\n\x0eRestoreCircuit\x12#.outrigger.v1.RestoreCircuitRequest\x1a$.outrigger.v1.RestoreCircuitResponse\x12Z\n\rWatchCircuits\x12\".outrigger.v1.WatchCircuitsRequest\x1a#.outrigger.v1.WatchCircuitsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCIRCUITREQUEST']._serialized_end=119
   _globals['_GETCIRCUITRESPONSE']._serialized_start=121
   _globals['_GETCIRCUITRESPONSE']._serialized_end=181
-  _globals['_LISTCIRCUITSREQUEST']._serialized_start=183
-  _globals['_LISTCIRCUITSREQUEST']._serialized_end=243
-  _globals['_LISTCIRCUITSRESPONSE']._serialized_start=245
-  _globals['_LISTCIRCUITSRESPONSE']._serialized_end=333
-  _globals['_ISOLATECIRCUITREQUEST']._serialized_start=335
-  _globals['_ISOLATECIRCUITREQUEST']._serialized_end=437
-  _globals['_ISOLATECIRCUITRESPONSE']._serialized_start=439
-  _globals['_ISOLATECIRCUITRESPONSE']._serialized_end=503
-  _globals['_RESTORECIRCUITREQUEST']._serialized_start=505
-  _globals['_RESTORECIRCUITREQUEST']._serialized_end=591
-  _globals['_RESTORECIRCUITRESPONSE']._serialized_start=593
-  _globals['_RESTORECIRCUITRESPONSE']._serialized_end=657
-  _globals['_CIRCUITSERVICE']._serialized_start=660
-  _globals['_CIRCUITSERVICE']._serialized_end=1030
+  _globals['_CIRCUITFILTER']._serialized_start=183
+  _globals['_CIRCUITFILTER']._serialized_end=261
+  _globals['_LISTCIRCUITSREQUEST']._serialized_start=263
+  _globals['_LISTCIRCUITSREQUEST']._serialized_end=368
+  _globals['_LISTCIRCUITSRESPONSE']._serialized_start=370
+  _globals['_LISTCIRCUITSRESPONSE']._serialized_end=458
+  _globals['_ISOLATECIRCUITREQUEST']._serialized_start=460
+  _globals['_ISOLATECIRCUITREQUEST']._serialized_end=562
+  _globals['_ISOLATECIRCUITRESPONSE']._serialized_start=564
+  _globals['_ISOLATECIRCUITRESPONSE']._serialized_end=628
+  _globals['_RESTORECIRCUITREQUEST']._serialized_start=630
+  _globals['_RESTORECIRCUITREQUEST']._serialized_end=716
+  _globals['_RESTORECIRCUITRESPONSE']._serialized_start=718
+  _globals['_RESTORECIRCUITRESPONSE']._serialized_end=782
+  _globals['_WATCHCIRCUITSREQUEST']._serialized_start=784
+  _globals['_WATCHCIRCUITSREQUEST']._serialized_end=851
+  _globals['_WATCHCIRCUITSRESPONSE']._serialized_start=854
+  _globals['_WATCHCIRCUITSRESPONSE']._serialized_end=1038
+  _globals['_CIRCUITSSHOWN']._serialized_start=1040
+  _globals['_CIRCUITSSHOWN']._serialized_end=1099
+  _globals['_CIRCUITSERVICE']._serialized_start=1102
+  _globals['_CIRCUITSERVICE']._serialized_end=1564
 # @@protoc_insertion_point(module_scope)

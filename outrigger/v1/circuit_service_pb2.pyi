@@ -66,6 +66,34 @@ class GetCircuitResponse(_message.Message):
 Global___GetCircuitResponse: _TypeAlias = GetCircuitResponse  # noqa: Y015
 
 @_typing.final
+class CircuitFilter(_message.Message):
+    """Which circuits. Empty fields do not narrow; all given ones must match."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATES_FIELD_NUMBER: _builtins.int
+    UPSTREAM_FIELD_NUMBER: _builtins.int
+    upstream: _builtins.str
+    """Optional. Exactly this upstream, its methods included."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_circuit_pb2.Circuit.State.ValueType]:
+        """Optional. In any of these states; of a move, into or out of any of them."""
+
+    def __init__(
+        self,
+        *,
+        states: _abc.Iterable[_circuit_pb2.Circuit.State.ValueType] | None = ...,
+        upstream: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["states", b"states", "upstream", b"upstream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CircuitFilter: _TypeAlias = CircuitFilter  # noqa: Y015
+
+@_typing.final
 class ListCircuitsRequest(_message.Message):
     """Request of ListCircuits."""
 
@@ -73,19 +101,25 @@ class ListCircuitsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Optional. At most 1,000; 0 means 50."""
     page_token: _builtins.str
     """Optional. From the answer before."""
+    @_builtins.property
+    def filter(self) -> Global___CircuitFilter:
+        """Optional."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: Global___CircuitFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -230,3 +264,97 @@ class RestoreCircuitResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestoreCircuitResponse: _TypeAlias = RestoreCircuitResponse  # noqa: Y015
+
+@_typing.final
+class WatchCircuitsRequest(_message.Message):
+    """Request of WatchCircuits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filter(self) -> Global___CircuitFilter:
+        """Optional."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___CircuitFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchCircuitsRequest: _TypeAlias = WatchCircuitsRequest  # noqa: Y015
+
+@_typing.final
+class WatchCircuitsResponse(_message.Message):
+    """One step of a watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRESENT_FIELD_NUMBER: _builtins.int
+    SHOWN_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
+    MISSED_COUNT_FIELD_NUMBER: _builtins.int
+    missed_count: _builtins.int
+    """Moves left out before this one, because you read too slowly."""
+    @_builtins.property
+    def present(self) -> _circuit_pb2.Circuit:
+        """Where a circuit stood when the watch began; those that are not closed
+        come first.
+        """
+
+    @_builtins.property
+    def shown(self) -> Global___CircuitsShown:
+        """Sent once, after all that is present."""
+
+    @_builtins.property
+    def move(self) -> _circuit_pb2.CircuitMove:
+        """A circuit moved, after those present were shown."""
+
+    def __init__(
+        self,
+        *,
+        present: _circuit_pb2.Circuit | None = ...,
+        shown: Global___CircuitsShown | None = ...,
+        move: _circuit_pb2.CircuitMove | None = ...,
+        missed_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["move", b"move", "news", b"news", "present", b"present", "shown", b"shown"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missed_count", b"missed_count", "move", b"move", "news", b"news", "present", b"present", "shown", b"shown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_news: _TypeAlias = _typing.Literal["present", "shown", "move"]  # noqa: Y015
+    _WhichOneofArgType_news: _TypeAlias = _typing.Literal["news", b"news"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_news) -> _WhichOneofReturnType_news | None: ...
+
+Global___WatchCircuitsResponse: _TypeAlias = WatchCircuitsResponse  # noqa: Y015
+
+@_typing.final
+class CircuitsShown(_message.Message):
+    """The end of what is present at the beginning of a watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHOWN_COUNT_FIELD_NUMBER: _builtins.int
+    OMITTED_COUNT_FIELD_NUMBER: _builtins.int
+    shown_count: _builtins.int
+    """How many circuits were sent."""
+    omitted_count: _builtins.int
+    """How many were not, because there are more than 1,000."""
+    def __init__(
+        self,
+        *,
+        shown_count: _builtins.int = ...,
+        omitted_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["omitted_count", b"omitted_count", "shown_count", b"shown_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CircuitsShown: _TypeAlias = CircuitsShown  # noqa: Y015

@@ -55,6 +55,11 @@ class CircuitServiceStub:
                 request_serializer=outrigger_dot_v1_dot_circuit__service__pb2.RestoreCircuitRequest.SerializeToString,
                 response_deserializer=outrigger_dot_v1_dot_circuit__service__pb2.RestoreCircuitResponse.FromString,
                 _registered_method=True)
+        self.WatchCircuits = channel.unary_stream(
+                '/outrigger.v1.CircuitService/WatchCircuits',
+                request_serializer=outrigger_dot_v1_dot_circuit__service__pb2.WatchCircuitsRequest.SerializeToString,
+                response_deserializer=outrigger_dot_v1_dot_circuit__service__pb2.WatchCircuitsResponse.FromString,
+                _registered_method=True)
 
 
 class CircuitServiceServicer:
@@ -62,14 +67,14 @@ class CircuitServiceServicer:
     """
 
     def GetCircuit(self, request, context):
-        """GetCircuit returns one circuit.
+        """GetCircuit returns one circuit with its failed calls and its history.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCircuits(self, request, context):
-        """ListCircuits returns circuits by id.
+        """ListCircuits returns circuits by id, without failed calls and history.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +89,14 @@ class CircuitServiceServicer:
 
     def RestoreCircuit(self, request, context):
         """RestoreCircuit ends an isolation by probing. Operators only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchCircuits(self, request, context):
+        """WatchCircuits streams where the circuits stand, then every move as it
+        happens, until the caller leaves. Operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +124,11 @@ def add_CircuitServiceServicer_to_server(servicer, server):
                     servicer.RestoreCircuit,
                     request_deserializer=outrigger_dot_v1_dot_circuit__service__pb2.RestoreCircuitRequest.FromString,
                     response_serializer=outrigger_dot_v1_dot_circuit__service__pb2.RestoreCircuitResponse.SerializeToString,
+            ),
+            'WatchCircuits': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCircuits,
+                    request_deserializer=outrigger_dot_v1_dot_circuit__service__pb2.WatchCircuitsRequest.FromString,
+                    response_serializer=outrigger_dot_v1_dot_circuit__service__pb2.WatchCircuitsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +240,33 @@ class CircuitService:
             '/outrigger.v1.CircuitService/RestoreCircuit',
             outrigger_dot_v1_dot_circuit__service__pb2.RestoreCircuitRequest.SerializeToString,
             outrigger_dot_v1_dot_circuit__service__pb2.RestoreCircuitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCircuits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/outrigger.v1.CircuitService/WatchCircuits',
+            outrigger_dot_v1_dot_circuit__service__pb2.WatchCircuitsRequest.SerializeToString,
+            outrigger_dot_v1_dot_circuit__service__pb2.WatchCircuitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

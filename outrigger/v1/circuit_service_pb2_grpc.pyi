@@ -34,13 +34,17 @@ class CircuitServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CircuitServiceAsyncStub: ...
     GetCircuit: _grpc.UnaryUnaryMultiCallable[_circuit_service_pb2.GetCircuitRequest, _circuit_service_pb2.GetCircuitResponse]
-    """GetCircuit returns one circuit."""
+    """GetCircuit returns one circuit with its failed calls and its history."""
     ListCircuits: _grpc.UnaryUnaryMultiCallable[_circuit_service_pb2.ListCircuitsRequest, _circuit_service_pb2.ListCircuitsResponse]
-    """ListCircuits returns circuits by id."""
+    """ListCircuits returns circuits by id, without failed calls and history."""
     IsolateCircuit: _grpc.UnaryUnaryMultiCallable[_circuit_service_pb2.IsolateCircuitRequest, _circuit_service_pb2.IsolateCircuitResponse]
     """IsolateCircuit refuses every call until RestoreCircuit. Operators only."""
     RestoreCircuit: _grpc.UnaryUnaryMultiCallable[_circuit_service_pb2.RestoreCircuitRequest, _circuit_service_pb2.RestoreCircuitResponse]
     """RestoreCircuit ends an isolation by probing. Operators only."""
+    WatchCircuits: _grpc.UnaryStreamMultiCallable[_circuit_service_pb2.WatchCircuitsRequest, _circuit_service_pb2.WatchCircuitsResponse]
+    """WatchCircuits streams where the circuits stand, then every move as it
+    happens, until the caller leaves. Operators only.
+    """
 
 @_typing.type_check_only
 class CircuitServiceAsyncStub(CircuitServiceStub):
@@ -48,13 +52,17 @@ class CircuitServiceAsyncStub(CircuitServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCircuit: _aio.UnaryUnaryMultiCallable[_circuit_service_pb2.GetCircuitRequest, _circuit_service_pb2.GetCircuitResponse]  # type: ignore[assignment]
-    """GetCircuit returns one circuit."""
+    """GetCircuit returns one circuit with its failed calls and its history."""
     ListCircuits: _aio.UnaryUnaryMultiCallable[_circuit_service_pb2.ListCircuitsRequest, _circuit_service_pb2.ListCircuitsResponse]  # type: ignore[assignment]
-    """ListCircuits returns circuits by id."""
+    """ListCircuits returns circuits by id, without failed calls and history."""
     IsolateCircuit: _aio.UnaryUnaryMultiCallable[_circuit_service_pb2.IsolateCircuitRequest, _circuit_service_pb2.IsolateCircuitResponse]  # type: ignore[assignment]
     """IsolateCircuit refuses every call until RestoreCircuit. Operators only."""
     RestoreCircuit: _aio.UnaryUnaryMultiCallable[_circuit_service_pb2.RestoreCircuitRequest, _circuit_service_pb2.RestoreCircuitResponse]  # type: ignore[assignment]
     """RestoreCircuit ends an isolation by probing. Operators only."""
+    WatchCircuits: _aio.UnaryStreamMultiCallable[_circuit_service_pb2.WatchCircuitsRequest, _circuit_service_pb2.WatchCircuitsResponse]  # type: ignore[assignment]
+    """WatchCircuits streams where the circuits stand, then every move as it
+    happens, until the caller leaves. Operators only.
+    """
 
 class CircuitServiceServicer(metaclass=_abc_1.ABCMeta):
     """CircuitService shows circuits and lets operators isolate and restore them."""
@@ -65,7 +73,7 @@ class CircuitServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _circuit_service_pb2.GetCircuitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_circuit_service_pb2.GetCircuitResponse, _abc.Awaitable[_circuit_service_pb2.GetCircuitResponse]]:
-        """GetCircuit returns one circuit."""
+        """GetCircuit returns one circuit with its failed calls and its history."""
 
     @_abc_1.abstractmethod
     def ListCircuits(
@@ -73,7 +81,7 @@ class CircuitServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _circuit_service_pb2.ListCircuitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_circuit_service_pb2.ListCircuitsResponse, _abc.Awaitable[_circuit_service_pb2.ListCircuitsResponse]]:
-        """ListCircuits returns circuits by id."""
+        """ListCircuits returns circuits by id, without failed calls and history."""
 
     @_abc_1.abstractmethod
     def IsolateCircuit(
@@ -90,5 +98,15 @@ class CircuitServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_circuit_service_pb2.RestoreCircuitResponse, _abc.Awaitable[_circuit_service_pb2.RestoreCircuitResponse]]:
         """RestoreCircuit ends an isolation by probing. Operators only."""
+
+    @_abc_1.abstractmethod
+    def WatchCircuits(
+        self,
+        request: _circuit_service_pb2.WatchCircuitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_circuit_service_pb2.WatchCircuitsResponse], _abc.AsyncIterator[_circuit_service_pb2.WatchCircuitsResponse]]:
+        """WatchCircuits streams where the circuits stand, then every move as it
+        happens, until the caller leaves. Operators only.
+        """
 
 def add_CircuitServiceServicer_to_server(servicer: CircuitServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

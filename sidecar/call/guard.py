@@ -300,6 +300,15 @@ class CallGuard:
         """
         return self._endings.last_activity
 
+    def places(self, upstream: str) -> tuple[int, int]:
+        """Return how many calls have a place at an upstream, and how many may.
+
+        Raises:
+            KeyError: it is not configured.
+        """
+        limit = self._standings.upstream(upstream).limit
+        return limit.in_flight, limit.most
+
     def circuits(self) -> tuple[CircuitView, ...]:
         """Return all circuits by id, as of the newest `now` the guard was told."""
         return self._circuits.views(self._time.at(self._now))

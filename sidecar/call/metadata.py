@@ -64,10 +64,11 @@ def without_credentials(metadata: Metadata) -> Trailers:
     that begins like an Authorization header, is left out. Delivery adds credentials
     from the upstream's configuration.
     """
-    return tuple(pair for pair in metadata if not _is_secret(*pair))
+    return tuple(pair for pair in metadata if not is_secret(*pair))
 
 
-def _is_secret(key: str, value: str | bytes) -> bool:
+def is_secret(key: str, value: str | bytes) -> bool:
+    """Return whether an entry looks like a credential, by its key or its value."""
     if _NOT_STORED.search(key):
         return True
     return isinstance(value, str) and _SECRET_VALUE.match(value) is not None

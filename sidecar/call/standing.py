@@ -229,6 +229,14 @@ class Standings:
         found += [standing.circuit for standing in self.methods()]
         return sorted(found, key=lambda circuit: circuit.circuit_id)
 
+    def upstream(self, name: str) -> UpstreamStanding:
+        """Return one upstream.
+
+        Raises:
+            KeyError: it is not configured.
+        """
+        return self._upstreams[name]
+
     def upstreams(self) -> Iterable[UpstreamStanding]:
         """Return every upstream."""
         return self._upstreams.values()

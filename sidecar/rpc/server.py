@@ -15,16 +15,22 @@ from outrigger.core.tasks import Report
 from outrigger.v1 import attach_service_pb2_grpc as attach_grpc
 from outrigger.v1 import checkpoint_service_pb2_grpc as checkpoint_grpc
 from outrigger.v1 import circuit_service_pb2_grpc as circuit_grpc
+from outrigger.v1 import fault_service_pb2_grpc as fault_grpc
 from outrigger.v1 import letter_service_pb2_grpc as letter_grpc
 from outrigger.v1 import sidecar_service_pb2_grpc as sidecar_grpc
+from outrigger.v1 import tap_service_pb2_grpc as tap_grpc
+from outrigger.v1 import upstream_service_pb2_grpc as upstream_grpc
 from sidecar.agent import session
 from sidecar.agent.session import AttachServicer
 from sidecar.checkpoints import transfer
 from sidecar.checkpoints.transfer import CheckpointServicer
-from sidecar.rpc import circuits, letters, sidecar
+from sidecar.rpc import circuits, faults, letters, sidecar, tap, upstreams
 from sidecar.rpc.circuits import CircuitServicer
+from sidecar.rpc.faults import FaultServicer
 from sidecar.rpc.letters import LetterServicer
 from sidecar.rpc.sidecar import SidecarServicer
+from sidecar.rpc.tap import TapServicer
+from sidecar.rpc.upstreams import UpstreamServicer
 
 ACCESS: Final = {
     **PUBLIC_ACCESS,
@@ -32,6 +38,9 @@ ACCESS: Final = {
     **transfer.ACCESS,
     **letters.ACCESS,
     **circuits.ACCESS,
+    **tap.ACCESS,
+    **faults.ACCESS,
+    **upstreams.ACCESS,
     **sidecar.ACCESS,
 }
 """Who may call what; a method without a row is refused."""
@@ -40,8 +49,11 @@ SERVICES: Final = (
     "outrigger.v1.AttachService",
     "outrigger.v1.CheckpointService",
     "outrigger.v1.CircuitService",
+    "outrigger.v1.FaultService",
     "outrigger.v1.LetterService",
     "outrigger.v1.SidecarService",
+    "outrigger.v1.TapService",
+    "outrigger.v1.UpstreamService",
 )
 
 
@@ -52,8 +64,11 @@ class Servicers:
     attach: AttachServicer
     checkpoints: CheckpointServicer
     circuits: CircuitServicer
+    faults: FaultServicer
     letters: LetterServicer
     sidecar: SidecarServicer
+    tap: TapServicer
+    upstreams: UpstreamServicer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +100,9 @@ def api_server(
         servicers.checkpoints, server
     )
     circuit_grpc.add_CircuitServiceServicer_to_server(servicers.circuits, server)
+    fault_grpc.add_FaultServiceServicer_to_server(servicers.faults, server)
     letter_grpc.add_LetterServiceServicer_to_server(servicers.letters, server)
     sidecar_grpc.add_SidecarServiceServicer_to_server(servicers.sidecar, server)
+    tap_grpc.add_TapServiceServicer_to_server(servicers.tap, server)
+    upstream_grpc.add_UpstreamServiceServicer_to_server(servicers.upstreams, server)
     return server, serve_public(server, SERVICES)

@@ -5,6 +5,8 @@ import binascii
 from collections.abc import Mapping
 from typing import Final
 
+from google.protobuf.duration_pb2 import Duration
+
 from outrigger.core.errors import Invalid
 from outrigger.core.rpc.events import timestamp
 from outrigger.v1 import agent_pb2, sidecar_service_pb2
@@ -84,6 +86,13 @@ def counts_to_proto(
         in_flight_count=counts.in_flight,
         held_count=held,
     )
+
+
+def duration(seconds: float) -> Duration:
+    """Return seconds as a Duration, microseconds kept."""
+    message = Duration()
+    message.FromMicroseconds(int(seconds * 1_000_000))
+    return message
 
 
 def page_size(asked: int) -> int:

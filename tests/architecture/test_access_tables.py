@@ -9,9 +9,12 @@ from outrigger.v1 import (
     checkpoint_service_pb2,
     circuit_service_pb2,
     connect_service_pb2,
+    fault_service_pb2,
     fleet_service_pb2,
     letter_service_pb2,
     sidecar_service_pb2,
+    tap_service_pb2,
+    upstream_service_pb2,
 )
 from sidecar.rpc.server import ACCESS
 
@@ -19,8 +22,11 @@ SIDECAR = (
     attach_service_pb2,
     checkpoint_service_pb2,
     circuit_service_pb2,
+    fault_service_pb2,
     letter_service_pb2,
     sidecar_service_pb2,
+    tap_service_pb2,
+    upstream_service_pb2,
 )
 
 

@@ -108,6 +108,34 @@ def test_letters_are_listed_through_the_controller(stack):
     assert found == [{}]
 
 
+@pytest.mark.parametrize("through_controller", [True, False])
+def test_calls_are_explained(stack, through_controller):
+    """Circuits, upstreams and a refusal of faults, both ways to a sidecar."""
+    way = {"token": stack.token, "metadata": (("outrigger-agent", "curled"),)}
+    address = stack.admin
+    if not through_controller:
+        address = stack.side.addresses["api_tcp"]
+        way = {"token": operator(stack.side.state)[0][1]}
+    offered = grpcurl(address, "list", token=way["token"])
+    service = "outrigger.v1."
+    assert {service + "TapService", service + "FaultService"} <= set(offered.split())
+
+    shown = grpcurl(
+        address,
+        service + "CircuitService/GetCircuit",
+        data={"circuit_id": "default"},
+        **way,
+    )
+    (upstreams,) = documents(
+        grpcurl(address, service + "UpstreamService/ListUpstreams", data={}, **way)
+    )
+    with pytest.raises(AssertionError, match="allow-faults"):
+        grpcurl(address, service + "FaultService/ListFaults", data={}, **way)
+
+    assert documents(shown)[0]["circuit"]["name"] == "circuits/default"
+    assert set(upstreams) <= {"upstreams"}
+
+
 def test_an_agent_is_put_to_sleep_and_seen_asleep(stack):
     """SleepAgent on the admin API, by reflection only."""
 

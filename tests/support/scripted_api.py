@@ -17,20 +17,29 @@ from outrigger.v1 import (
     checkpoint_service_pb2_grpc,
     circuit_service_pb2,
     circuit_service_pb2_grpc,
+    fault_service_pb2,
+    fault_service_pb2_grpc,
     fleet_service_pb2,
     fleet_service_pb2_grpc,
     letter_service_pb2,
     letter_service_pb2_grpc,
     sidecar_service_pb2,
     sidecar_service_pb2_grpc,
+    tap_service_pb2,
+    tap_service_pb2_grpc,
+    upstream_service_pb2,
+    upstream_service_pb2_grpc,
 )
 
 _SERVICES = {
     "CheckpointService": (checkpoint_service_pb2, checkpoint_service_pb2_grpc),
     "CircuitService": (circuit_service_pb2, circuit_service_pb2_grpc),
+    "FaultService": (fault_service_pb2, fault_service_pb2_grpc),
     "FleetService": (fleet_service_pb2, fleet_service_pb2_grpc),
     "LetterService": (letter_service_pb2, letter_service_pb2_grpc),
     "SidecarService": (sidecar_service_pb2, sidecar_service_pb2_grpc),
+    "TapService": (tap_service_pb2, tap_service_pb2_grpc),
+    "UpstreamService": (upstream_service_pb2, upstream_service_pb2_grpc),
 }
 
 
@@ -91,7 +100,10 @@ class ScriptedApi:
         name = f"{service}.{method.name}"
 
         def unary(_self: object, request: Any, context: grpc.ServicerContext) -> Any:
-            return self._say(self._answer(name, request, context), context)
+            answer = self._answer(name, request, context)
+            if isinstance(answer, list):
+                answer = answer.pop(0) if len(answer) > 1 else answer[0]
+            return self._say(answer, context)
 
         def stream(
             _self: object, request: Any, context: grpc.ServicerContext
@@ -110,10 +122,6 @@ class ScriptedApi:
         answer = self.answers.get(name)
         if callable(answer):
             answer = answer(requests)
-        if isinstance(answer, list) and not name.endswith(
-            ("Watch", "RestoreCheckpoint", "ExportLetters")
-        ):
-            return answer.pop(0) if len(answer) > 1 else answer[0]
         if answer is None:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "no answer is scripted")
         return answer

@@ -6,6 +6,7 @@ import pytest
 
 from outrigger.core.database import Database
 from outrigger.core.errors import NotFound, Overloaded
+from outrigger.core.event_log import EventLog
 from outrigger.core.tasks import Tasks
 from outrigger.v1 import circuit_service_pb2 as pb
 from sidecar.call.guard import CallGuard
@@ -45,8 +46,9 @@ class Circuits:
             now=self.clock.monotonic(),
         )
         self.keeper = CircuitKeeper(self.records, self.guard, self.clock)
+        events = EventLog(agent_id="a", clock=self.clock)
         self.servicer = CircuitServicer(
-            self.guard, self.clock, stored=self.keeper.store
+            self.guard, self.clock, events, stored=self.keeper.store
         )
 
     async def kept(self):

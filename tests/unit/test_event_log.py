@@ -68,3 +68,18 @@ async def test_a_slow_watcher_loses_the_oldest_and_sees_the_gap():
 
     assert first.sequence == 3000 - 1024 + 1
     assert second.sequence == first.sequence + 1
+
+
+async def test_a_subscription_has_what_it_wants_and_ends_with_its_block():
+    """Registered at once, filtered, counted, and gone afterwards."""
+    log = EventLog(agent_id="a", clock=FakeClock())
+    with log.subscribed(lambda p: isinstance(p, events.Alerted)) as backlog:
+        for payload in PAYLOADS:
+            log.publish(payload)
+        for _ in range(2000):
+            log.publish(PAYLOADS[6])
+        event, missed = await backlog.take()
+    log.publish(PAYLOADS[6])
+
+    assert (event.payload, missed) == (PAYLOADS[6], 2001 - 1024)
+    assert len(backlog) == 1023

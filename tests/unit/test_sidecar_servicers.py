@@ -3,6 +3,7 @@
 import pytest
 
 from outrigger.core.errors import Invalid, NotFound
+from outrigger.core.event_log import EventLog
 from outrigger.v1 import circuit_pb2
 from outrigger.v1 import circuit_service_pb2 as circuit_service
 from outrigger.v1 import sidecar_service_pb2 as sidecar_service
@@ -27,7 +28,8 @@ def circuits():
     async def stored():
         stores.append(True)
 
-    return CircuitServicer(guard, clock, stored=stored), stores
+    events = EventLog(agent_id="a", clock=clock)
+    return CircuitServicer(guard, clock, events, stored=stored), stores
 
 
 async def test_pages_hold_every_circuit_once(circuits):
