@@ -8,8 +8,8 @@ from typing import Final
 from outrigger.core.rpc.server import SERVER_OPTIONS, TlsFiles
 
 _UNLIMITED: Final = -1
-_PENDING: Final = 1 << 16
-"""A queue of a few seconds; a call in it weighs some 10 KiB."""
+_PENDING: Final = 1 << 14
+"""Some 14 KiB each: a hundred thousand streams at once take 300 MiB and not 1 GiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

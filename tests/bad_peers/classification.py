@@ -92,7 +92,7 @@ _RESETS = {
 }
 _FLOODS = {
     "ping-flood": fine("20,000 pings before its answer"),
-    "ping-flood-unread": out_of_time("200,000 pings, and reads nothing"),
+    "ping-flood-unread": out_of_time("40,000 pings, and reads nothing"),
     "settings-flood": fine("20,000 SETTINGS before its answer"),
     "continuation-flood": answered(
         "32 MiB of one header block that never ends", "RESOURCE_EXHAUSTED"

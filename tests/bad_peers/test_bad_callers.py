@@ -112,7 +112,7 @@ async def test_bad_path_ends_the_call(sidecar, path):
 
 async def test_unknown_methods_by_the_thousand_share_one_circuit(sidecar):
     """The caller makes up the names; what is kept of them has a bound."""
-    count = 3000
+    count = 1500
     calls = [call(s, f"/made.Up/Method{s}") for s in streams(count)]
     async with sidecar.abused(), RawCaller(sidecar.address) as caller:
         caller.greet()

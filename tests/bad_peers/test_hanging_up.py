@@ -8,8 +8,8 @@ from tests.support.bad_upstream import BadUpstream
 from tests.support.echo_upstream import until
 from tests.support.misbehaviours import ANSWER, serve
 
-WATCHED_S = 1.0
-MOST = 20
+WATCHED_S = 0.6
+MOST = 12
 
 
 async def hangs_up(peer):

@@ -46,7 +46,7 @@ class Site:
             Routes(
                 [Upstream("bad"), Upstream("well")],
                 [MethodRule(match="*", max_attempts=attempts)],
-                {"bad": "bad", "test.v1": "well"},
+                {"bad": "bad", "soak": "bad", "test.v1": "well"},
             ),
             publish=lambda _: None,
             now=self.clock.monotonic(),
@@ -75,7 +75,8 @@ class Site:
     async def is_well(self):
         """Call the good upstream; raises if it is not served."""
         call = self.channel.unary_unary("/test.v1.Echo/Echo")
-        return await call(b"still here", timeout=20) == b"still here"
+        answer = await call(b"still here", timeout=20, wait_for_ready=True)
+        return answer == b"still here"
 
     async def keep_calling(self):
         """Call the good upstream without a pause, for ever."""
@@ -113,9 +114,11 @@ async def open_site(target, attempts=1):
     )
     await site.wire.start()
     site.channel = grpc.aio.insecure_channel(
-        site.wire.addresses[0], options=CHANNEL_OPTIONS
+        site.wire.addresses[0],
+        options=(*CHANNEL_OPTIONS, ("grpc.min_reconnect_backoff_ms", 20_000)),
     )
     try:
+        await until(lambda: site.targets.get("well").is_ready, 20)
         await site.is_well()
         yield site
         await until(lambda: site.guard.counts.in_flight == 0)

@@ -1,6 +1,7 @@
 """How cases are named, collected and run: directly, and through a wire."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Setting:
     end_is_open: bool = False
     """Whether the callee hears that its caller failed depends on how much of what it
     said fits into the buffers on the way, and with a relay there are more of them."""
+    majority: bool = False
+    """It makes the same call many times, and what most of them were counts."""
     raw: bool = False
     """The upstream is a bare HTTP/2 peer that sees frames."""
 
@@ -105,6 +108,8 @@ async def _act(case, address, upstream):
         seen = await upstream.observed()
         if setting.end_is_open:
             _without_cancellation(seen)
+        if setting.majority:
+            seen = [Counter(seen).most_common(1)[0][0]]
         if setting.unordered:
             seen.sort(key=repr)
     finally:
