@@ -3,9 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sidecar.call.descriptor import (
     Answer,
@@ -36,12 +35,13 @@ RULES = (
 )
 MOST = {SAFE: 4, PAY: 1}
 BUDGET = BudgetSettings(minimum=4, ratio=0.5)
-CIRCUIT = CircuitSettings(consecutive_failures=3, probes_at_once=2, slow_in_a_row=3)
+CIRCUIT = CircuitSettings(probes_at_once=2, min_calls=20)
 TICK_S = 0.25
 QUEUE_MAX_S = 1.0
 INDEX = st.integers(0, 63)
-CODES = st.sampled_from([0, 0, 0, 0, 4, 5, 8, 13, 14, 14, 14])
+CODES = st.sampled_from([0] * 8 + [4, 5, 8, 13, 14, 14, 14, 14])
 ORIGINS = st.sampled_from([Origin.UPSTREAM, Origin.TRANSPORT])
+SELDOM = st.sampled_from([True] + [False] * 5)
 TRAILERS = st.sampled_from(
     [(), (), (("grpc-retry-pushback-ms", "200"),), (("grpc-retry-pushback-ms", "-1"),)]
 )
@@ -53,6 +53,44 @@ METADATA = st.sampled_from(
         (("outrigger-letter", "on"),),
         (("grpc-previous-rpc-attempts", "1"),),
     ]
+)
+COME = st.tuples(
+    st.just("come"),
+    st.sampled_from([PLAIN, SAFE, SAFE, PAY, KEPT]),
+    METADATA,
+    st.sampled_from([None, 0.02, 0.5, 0.5, 3.0, 60.0]),
+    st.sampled_from([Kind.CALL] * 5 + [Kind.DELIVERY]),
+    st.sampled_from("abc"),
+    st.integers(1, 3),
+)
+END = st.tuples(
+    st.just("end"),
+    INDEX,
+    st.lists(CODES, min_size=1, max_size=4),
+    st.sampled_from([Origin.UPSTREAM] * 3 + [*Origin]),
+    st.booleans(),
+    TRAILERS,
+    st.floats(0, 1, exclude_max=True),
+)
+REPEAT = st.tuples(st.just("repeat"), INDEX, st.integers(1, 4))
+ODD = st.one_of(
+    st.tuples(st.just("answer"), INDEX),
+    st.tuples(st.just("give_up_waiting"), INDEX),
+    st.tuples(st.just("settle_letter"), INDEX, st.booleans()),
+    st.tuples(st.just("late_word"), INDEX, CODES),
+    st.tuples(st.just("late_leave"), INDEX),
+    st.tuples(st.just("outage"), st.sampled_from([PLAIN, SAFE, KEPT]), ORIGINS),
+    st.tuples(st.just("stop"), st.sampled_from([3.0, 30.0, 3600.0])),
+    st.tuples(st.just("kill"), SELDOM),
+    st.tuples(st.just("ready"), st.sampled_from(["shop", "bank"])),
+    st.tuples(st.just("order"), st.sampled_from(["shop", "shop" + SAFE]), SELDOM),
+)
+STEP = st.one_of(
+    *(COME, COME, COME, END, END, REPEAT, REPEAT, REPEAT, ODD),
+    st.tuples(st.just("hear"), st.integers(1, 5)),
+    st.tuples(st.just("leave"), INDEX),
+    st.tuples(st.just("insist"), INDEX),
+    st.tuples(st.just("pass_time"), st.sampled_from([0.05, 0.5, 0.5, 2.5, 12.0])),
 )
 
 
@@ -70,11 +108,10 @@ class Under:
     wait_ends: float = 0.0
 
 
-class GuardWalk(RuleBasedStateMachine):
+class ClumsyWire:
     """A wire that does all it may, in any order, and checks what it is told."""
 
-    @initialize(places=st.integers(1, 4), queue=st.sampled_from([0, 2, 5]))
-    def start(self, places, queue):
+    def __init__(self, places, queue):
         self.told = []
         self.rig = GuardRig(
             *RULES,
@@ -102,13 +139,11 @@ class GuardWalk(RuleBasedStateMachine):
 
     # What the wire does.
 
-    @rule(
-        method=st.sampled_from([PLAIN, SAFE, SAFE, PAY, KEPT]),
-        metadata=METADATA,
-        timeout_s=st.sampled_from([None, 0.02, 0.5, 0.5, 3.0, 60.0]),
-        kind=st.sampled_from([Kind.CALL] * 5 + [Kind.DELIVERY]),
-        agent=st.sampled_from("abc"),
-    )
+    def come(self, method, metadata, timeout_s, kind, agent, count):
+        """Callers come, one or some at once."""
+        for _ in range(count):
+            self.begin(method, metadata, timeout_s, kind, agent)
+
     def begin(self, method, metadata, timeout_s, kind, agent):
         call = self.rig.call(method, metadata=metadata, timeout_s=timeout_s, kind=kind)
         call.agent = agent
@@ -119,28 +154,22 @@ class GuardWalk(RuleBasedStateMachine):
         self.is_beginning = False
         self.take(result, under)
 
-    @rule(
-        index=INDEX,
-        code=CODES,
-        origin=st.sampled_from([*Origin]),
-        is_cut=st.booleans(),
-        trailers=TRAILERS,
-        draw=st.floats(0, 1, exclude_max=True),
-    )
-    def end(self, index, code, origin, is_cut, trailers, draw):
-        under = self.one(index, lambda each: each.live)
-        if under is None:
-            return
-        number = sorted(under.live)[index % len(under.live)]
-        self.end_one(
-            under,
-            under.live.pop(number),
-            code=code,
-            origin=origin,
-            trailers=trailers,
-            draw=draw,
-            is_cut=is_cut and code == 4,
-        )
+    def end(self, index, codes, origin, is_cut, trailers, draw):
+        """Attempts end, one or some after one another."""
+        for code in codes:
+            under = self.one(index, lambda each: each.live)
+            if under is None:
+                return
+            number = sorted(under.live)[index % len(under.live)]
+            self.end_one(
+                under,
+                under.live.pop(number),
+                code=code,
+                origin=origin,
+                trailers=trailers,
+                draw=draw,
+                is_cut=is_cut and code == 4,
+            )
 
     def end_one(self, under, go, *, code, **how):
         if go.attempt == 0 and not self.is_free(under):
@@ -151,7 +180,6 @@ class GuardWalk(RuleBasedStateMachine):
             self.book(under, spent=5 if code == 8 else 10)
         self.take(result, under)
 
-    @rule(index=INDEX)
     def answer(self, index):
         """Headers came: this attempt has won."""
         under = self.one(index, lambda each: each.live and not each.answered)
@@ -164,48 +192,52 @@ class GuardWalk(RuleBasedStateMachine):
         self.guard.answered(under.permit, number, self.now)
         assert self.guard.due(under.permit, self.now) is None
 
-    @rule(index=INDEX)
-    def retry(self, index):
-        under = self.one(index, lambda each: each.retry_at is not None)
-        if under is not None:
-            self.pass_time(under.retry_at - self.now)
-            under.retry_at = None
-            self.take(self.guard.attempt(under.permit, self.now), under)
+    def repeat(self, index, count):
+        """Go on with whatever retry or hedge is due next, some times."""
+        for _ in range(count):
+            under = self.one(index, self.repeat_at)
+            if under is None:
+                return
+            self.repeat_one(under)
 
-    @rule(index=INDEX)
-    def hedge(self, index):
-        under = self.one(index, self.hedge_at)
-        if under is None:
-            return
-        self.pass_time(self.hedge_at(under) - self.now)
+    def insist(self, index):
+        """One call fails each time it is sent, until it is over."""
+        under = self.one(index, lambda each: each.live and not each.answered)
+        while under is not None and (under.live or under.retry_at is not None):
+            if under.live:
+                number = min(under.live)
+                go = under.live.pop(number)
+                self.end_one(under, go, code=14, origin=Origin.UPSTREAM)
+            else:
+                self.repeat_one(under)
+
+    def repeat_one(self, under):
+        self.pass_time(self.repeat_at(under) - self.now)
+        is_hedge, under.retry_at = under.retry_at is None, None
         result = self.guard.attempt(under.permit, self.now)
-        if isinstance(result, Go):
+        if is_hedge and isinstance(result, Go):
             assert not self.is_killed
             self.book(under, spent=10)
         self.take(result, under)
 
-    @rule(count=st.integers(1, 5))
     def hear(self, count):
         """Be told, late, that calls may go on."""
         heard, self.told = self.told[:count], self.told[count:]
         for token, result in heard:
             self.resolve(token, result)
 
-    @rule(index=INDEX)
     def give_up_waiting(self, index):
         """The wire stops, or waited itself for too long."""
         under = self.one(index, lambda each: each.queued is not None)
         if under is not None:
             self.resolve(under.queued, GivenUp(Answer(14, "the wire stops")))
 
-    @rule(index=INDEX, is_taken=st.booleans())
     def settle_letter(self, index, is_taken):
         under = self.one(index, lambda each: each.letter is not None)
         if under is not None:
             word = LetterTaken("L") if is_taken else LetterRefused("FULL")
             self.take(self.guard.resolved(under.letter, word, self.now), under)
 
-    @rule(index=INDEX)
     def leave(self, index):
         """A caller goes away, whatever its call is doing."""
         under = self.one(index, lambda _: True)
@@ -215,7 +247,6 @@ class GuardWalk(RuleBasedStateMachine):
             under.live = {}
             self.is_over(under)
 
-    @rule(index=INDEX, code=CODES)
     def late_word(self, index, code):
         """An attempt that lost, or whose caller left, ends all the same."""
         if self.ghosts:
@@ -225,7 +256,6 @@ class GuardWalk(RuleBasedStateMachine):
             self.guard.answered(go.permit, go.attempt, self.now)
             assert repr((self.guard.counts, self.guard.deliveries)) == counted
 
-    @rule(index=INDEX)
     def late_leave(self, index):
         """The caller of a call that is over goes away."""
         if self.gone:
@@ -233,7 +263,6 @@ class GuardWalk(RuleBasedStateMachine):
             self.guard.cancelled(self.gone[index % len(self.gone)], self.now)
             assert repr((self.guard.counts, self.guard.deliveries)) == counted
 
-    @rule(method=st.sampled_from([PLAIN, SAFE, KEPT]), origin=ORIGINS)
     def outage(self, method, origin):
         """So many calls fail in a row that a circuit may be probed soon."""
         for _ in range(CIRCUIT.consecutive_failures):
@@ -245,7 +274,6 @@ class GuardWalk(RuleBasedStateMachine):
 
     # What happens around it.
 
-    @rule(seconds=st.sampled_from([0.05, 0.5, 2.5, 12.0]))
     def pass_time(self, seconds):
         """Let time pass while this process runs."""
         end = self.now + seconds
@@ -253,21 +281,17 @@ class GuardWalk(RuleBasedStateMachine):
             self.rig.now = min(end, self.now + TICK_S)
             self.guard.tick(self.now, 0.5)
 
-    @rule(seconds=st.sampled_from([3.0, 30.0, 3600.0]))
     def stop(self, seconds):
         """Let time pass while it is stopped."""
         self.rig.now += seconds
 
-    @rule(on=st.booleans())
     def kill(self, on):
         self.is_killed = on
         self.guard.kill_calls(on, "drill")
 
-    @rule(which=st.sampled_from(["shop", "bank"]))
     def ready(self, which):
         self.guard.connection_ready(which, self.now)
 
-    @rule(which=st.sampled_from(["shop", "shop" + SAFE]), on=st.booleans())
     def order(self, which, on):
         if on:
             self.guard.isolate(which, "drill", self.now)
@@ -288,9 +312,11 @@ class GuardWalk(RuleBasedStateMachine):
         found = [each for each in self.under if condition(each)]
         return found[index % len(found)] if found else None
 
-    def hedge_at(self, under):
-        """When a hedge is due; None if none is."""
-        return self.guard.due(under.permit, self.now) if under.live else None
+    def repeat_at(self, under):
+        """When its next retry or hedge is due; None if none is."""
+        if under.retry_at is not None or not under.live:
+            return under.retry_at
+        return self.guard.due(under.permit, self.now)
 
     def is_free(self, under):
         """Say whether its first attempt earns no retries."""
@@ -372,7 +398,6 @@ class GuardWalk(RuleBasedStateMachine):
 
     # What always holds.
 
-    @invariant()
     def every_call_is_counted_once(self):
         over = in_flight = good = 0
         for counts in (self.guard.counts, self.guard.deliveries):
@@ -385,7 +410,6 @@ class GuardWalk(RuleBasedStateMachine):
         assert good == sum(self.good.values())
         assert max(self.good.values(), default=0) <= 1
 
-    @invariant()
     def places_are_held_by_calls(self):
         flights = [each.permit for each in self.under]
         for upstream in self.guard._standings.upstreams():
@@ -400,13 +424,11 @@ class GuardWalk(RuleBasedStateMachine):
             each.queued is not None for each in self.under
         )
 
-    @invariant()
     def nobody_waits_beside_a_free_place(self):
         for upstream in self.guard._standings.upstreams():
             is_free = upstream.limit.in_flight < upstream.limit.most
             assert not (is_free and upstream.queue)
 
-    @invariant()
     def attempts_are_held_by_calls(self):
         live = {
             (each.permit, number) for each in self.under for number in sorted(each.live)
@@ -417,10 +439,14 @@ class GuardWalk(RuleBasedStateMachine):
         for circuit in self.guard._standings.circuits():
             assert circuit.leases <= min(CIRCUIT.probes_at_once, len(live))
 
-    def teardown(self):
-        """Whatever came before: once all callers are gone, nothing is held."""
-        if not hasattr(self, "under"):
-            return
+    def check(self):
+        self.every_call_is_counted_once()
+        self.places_are_held_by_calls()
+        self.nobody_waits_beside_a_free_place()
+        self.attempts_are_held_by_calls()
+
+    def finish(self):
+        """Let all callers go; then nothing may be held."""
         while self.under:
             self.leave(len(self.told))
             self.hear(1)
@@ -437,10 +463,16 @@ class GuardWalk(RuleBasedStateMachine):
         assert not self.guard._places.held
 
 
-GuardWalk.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None
+@given(
+    places=st.integers(1, 8),
+    queue=st.sampled_from([0, 2, 5]),
+    walk=st.lists(STEP, min_size=60, max_size=150),
 )
-
-
-class TestGuardWalk(GuardWalk.TestCase):
+@settings(max_examples=250, deadline=None)
+def test_no_walk_of_everything_breaks_a_promise(places, queue, walk):
     """Counted once, given back once, sent within deadline, rule and budget."""
+    wire = ClumsyWire(places, queue)
+    for name, *args in walk:
+        getattr(wire, name)(*args)
+        wire.check()
+    wire.finish()
