@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sidecar.wire import upstreams
+from sidecar.wire import channel_handle
 from tests.support.bad_site import open_site
 from tests.support.bad_upstream import BadUpstream
 from tests.support.echo_upstream import until
@@ -27,7 +27,7 @@ async def test_an_upstream_that_hangs_up_is_dialled_now_and_then():
 
 async def test_a_call_does_not_wait_for_that(monkeypatch):
     """A call asks for the connection at once, and the watcher sees that it came."""
-    monkeypatch.setattr(upstreams, "_REST_S", 1000.0)
+    monkeypatch.setattr(channel_handle, "_REST_S", 1000.0)
 
     async def second_stays(peer):
         if peer.number == 1:

@@ -116,7 +116,7 @@ async def test_a_context_is_let_go_with_its_call():
         context = Context()
         await serve(relay, "Done", context)
         context.more.set()
-        await until(lambda: len(relay.tasks) == 3)  # the watcher, the listener, the clock
+        await until(lambda: len(relay.tasks) == 3)  # watcher, listener, clock
     assert context.used_after == []
 
 
@@ -163,7 +163,9 @@ async def test_a_channel_is_closed_after_its_watcher():
     server, target = await start(Echo())
     channels = UpstreamChannels({"up": target}, lambda name: None, tasks=tasks)
     await channels.start()
-    channel, watcher = channels.get("up").channel, channels._watchers["up"]
+    handle = channels.get("up")
+    (watcher,) = channels._pools["up"]._watchers.values()
+    channel = handle.channel
     close, ended_before = channel.close, []
 
     async def closing():

@@ -4,6 +4,7 @@ import socket
 import grpc
 import pytest
 
+from tests.fidelity import cases_size
 from tests.fidelity.cases_cancel import cancelled
 from tests.fidelity.cases_retry import RETRIES
 from tests.support.fidelity_caller import Caller
@@ -322,6 +323,7 @@ async def test_difference_cancelled_upload_on_a_busy_machine(both):
 
 async def test_difference_callee_of_a_message_too_large(both):
     """The caller sees the same; the callee was cancelled, or was done before."""
+    assert cases_size  # adds its cases when it is imported
     script = CASES["response_at_the_callers_limit[1]"]
     direct, relayed = await both(script.act, caller=())
     assert relayed.caller == direct.caller
