@@ -133,6 +133,9 @@ class InboundGuard:
         """Return None: nothing is hedged."""
         return None
 
+    def sent(self, permit: Permit, attempt: int, now: float) -> None:
+        """Take no note: nobody waits for the agent's answers here."""
+
     def answered(self, permit: Permit, attempt: int, now: float) -> None:
         """Take no note: a call to the agent may take as long as it likes."""
 

@@ -61,17 +61,26 @@ class Attempts:
         tried.started = now
         tried.stops = self._time.stops
         tried.number = flight.attempts
+        tried.sent = None
         flight.attempts += 1
-        standing.flying[tried] = flight
         return None
+
+    def sent(self, flight: Flight, tried: Try, now: float) -> None:
+        """Take note that an answer is waited for: it may become slow.
+
+        Not before: an upload may take minutes, and who is silent in a conversation
+        may be waiting for its turn.
+        """
+        tried.sent = now
+        if not tried.has_answered:
+            flight.method.flying[tried] = flight
 
     def succeeded(self, flight: Flight, tried: Try, now: float, draw: float) -> None:
         """Count a success at both circuits."""
         standing = flight.method
-        elapsed_s = now - tried.started
         standing.flying.pop(tried, None)
         if not tried.has_answered:
-            if elapsed_s >= standing.slow_floor_s:
+            if tried.sent is not None and now - tried.sent >= standing.slow_floor_s:
                 self._look(flight, tried, now, draw)
             self._timed(standing, tried, now)
         calls = 0 if tried.is_slow else 1
@@ -157,16 +166,19 @@ class Attempts:
             newest = now - standing.slow_floor_s - own_s
             late = []
             for tried, flight in standing.flying.items():
-                if tried.started > newest:
+                if (tried.sent or now) > newest:
                     break
                 late.append((tried, flight))
             for tried, flight in late:
                 self._look(flight, tried, now, draw)
 
     def _timed(self, standing: MethodStanding, tried: Try, now: float) -> None:
-        """Learn how long an answer took; not from one that we slept through."""
-        if tried.stops == self._time.stops:
-            elapsed_s = now - tried.started
+        """Learn how long an answer took; not from one that we slept through.
+
+        Nor from one that came while its caller was still sending.
+        """
+        if tried.sent is not None and tried.stops == self._time.stops:
+            elapsed_s = now - tried.sent
             standing.median.add(elapsed_s)
             if standing.circuit.baseline is not None:
                 standing.circuit.baseline.latency(elapsed_s)
@@ -175,7 +187,7 @@ class Attempts:
 
     def _look(self, flight: Flight, tried: Try, now: float, draw: float) -> None:
         standing = flight.method
-        elapsed_s = now - tried.started - self._time.own_delay_s
+        elapsed_s = now - (tried.sent or now) - self._time.own_delay_s
         if tried.is_slow or elapsed_s < standing.slow_after_s():
             return
         tried.is_slow = True

@@ -95,8 +95,9 @@ class Go:
     timeout_s: float | None
     """Time limit of this attempt; None means none."""
     answer_s: float | None = None
-    """Time limit until something of the response has come; None means none. It is
-    there for probes: what hangs is cut, as DEADLINE_EXCEEDED of the relay's own."""
+    """Time limit from the end of the request until something of the response has
+    come; None means none. It is there for probes: what hangs is cut, as
+    DEADLINE_EXCEEDED of the relay's own."""
     fault: Fault | None = None
     """To be made to go wrong; nearly always None."""
 
@@ -258,6 +259,13 @@ class Guard(Protocol):
         """Return when to hedge, as monotonic seconds; None means never.
 
         Asked after each Go and each Await of a call whose request is one message.
+        """
+        ...
+
+    def sent(self, permit: Permit, attempt: int, now: float) -> None:
+        """The whole request is on its way: from now on an answer is waited for.
+
+        Said once per attempt; never, while the caller goes on sending.
         """
         ...
 

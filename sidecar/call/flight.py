@@ -19,6 +19,8 @@ class Try(Protocol):
     """Its token towards the wire."""
     started: float
     """Active seconds."""
+    sent: float | None
+    """When its whole request was on its way, active seconds; None until then."""
     upstream_ticket: int
     method_ticket: int
     has_answered: bool
@@ -37,12 +39,14 @@ class Hedge:
         "is_slow",
         "method_ticket",
         "number",
+        "sent",
         "started",
         "stops",
         "upstream_ticket",
     )
 
     def __init__(self) -> None:
+        self.sent: float | None = None
         self.number = self.upstream_ticket = self.method_ticket = self.stops = 0
         self.started = 0.0
         self.has_answered = self.is_slow = False
@@ -77,6 +81,7 @@ class Flight(Permit):
         "number",
         "previous",
         "refused_by",
+        "sent",
         "started",
         "step",
         "stops",
@@ -125,6 +130,7 @@ class Flight(Permit):
         """Attempts made so far."""
         self.number = -1
         self.started = now
+        self.sent: float | None = None
         self.stops = 0
         self.has_answered = self.is_slow = False
         self.hedges: dict[int, Hedge] | None = None

@@ -8,17 +8,13 @@ Two kinds of time: deadlines are in monotonic seconds, for a caller's time goes 
 whatever happens to this process; windows, rests and leases are in active ones.
 """
 
-import hmac
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from outrigger.core import names
 from outrigger.core.errors import (
     Bug,
     OutriggerError,
-    TimedOut,
-    Transient,
     Unauthenticated,
 )
 from sidecar.call import answers
@@ -33,7 +29,6 @@ from sidecar.call.descriptor import (
     Finish,
     GivenUp,
     Go,
-    Kind,
     Letter,
     Outcome,
     Permit,
@@ -45,8 +40,9 @@ from sidecar.call.descriptor import (
 )
 from sidecar.call.endings import Endings, Watch
 from sidecar.call.flight import Flight, Hedge, Try
-from sidecar.call.metadata import Asked, asked_of
+from sidecar.call.metadata import asked_of
 from sidecar.call.places import Places, Resolve, full, waited_in_vain
+from sidecar.call.refusals import check_token, killed, too_late
 from sidecar.call.repeats import Times, may_be_repeated, may_hedge, retry_after_s
 from sidecar.call.routes import Routes
 from sidecar.call.standing import GuardSettings, Standings, UpstreamPolicy
@@ -142,7 +138,7 @@ class CallGuard:
         named = None if asked is None else asked.upstream
         try:
             if self._settings.token is not None:
-                _check_token(self._settings.token, call, asked)
+                check_token(self._settings.token, call, asked)
             method = self._standings.find(call.method, named, now)
         except OutriggerError as error:
             layer = "token" if isinstance(error, Unauthenticated) else "route"
@@ -150,9 +146,9 @@ class CallGuard:
         flight = Flight(call, method, asked, now, self._settings)
         self._endings.begun(flight, now)
         if call.deadline is not None and now >= call.deadline:
-            return self._endings.refused(flight, "deadline", _too_late(call), now)
+            return self._endings.refused(flight, "deadline", too_late(call), now)
         if self._killed is not None and flight.is_delivery:
-            stopped = _killed(self._killed)
+            stopped = killed(self._killed)
             return self._endings.refused(flight, "kill_switch", stopped, now)
         if not self._places.enter(flight):
             wait = self._places.wait(flight, now)
@@ -197,6 +193,13 @@ class CallGuard:
     def due(self, permit: Permit, now: float) -> float | None:  # noqa: ARG002 - shape of Guard
         """Return when to make one more attempt beside those on their way."""
         return _flight(permit).hedge_at
+
+    def sent(self, permit: Permit, attempt: int, now: float) -> None:
+        """Take note that an attempt's answer is waited for from now on."""
+        flight = _flight(permit)
+        tried = flight.tried(attempt)
+        if tried is not None:
+            self._attempts.sent(flight, tried, self._time.at(now))
 
     def answered(self, permit: Permit, attempt: int, now: float) -> None:
         """Take note that a response has begun, and that no other can win."""
@@ -469,36 +472,3 @@ def _earn(flight: Flight, active: float) -> None:
 def _flying(flight: Flight) -> list[Try]:
     found: list[Try] = list((flight.hedges or {}).values())
     return [flight, *found] if flight.is_live else found
-
-
-def _check_token(token: str, call: Call, asked: Asked | None) -> None:
-    """Let only calls pass that bring the agent's token; letters are our own.
-
-    Raises:
-        Unauthenticated: WRONG_TOKEN.
-    """
-    given = "" if asked is None else asked.token
-    if call.kind is Kind.CALL and not hmac.compare_digest(
-        given.encode(), token.encode()
-    ):
-        raise Unauthenticated(
-            "WRONG_TOKEN",
-            f"this relay asks for the agent's token: send it as {names.TOKEN_METADATA};"
-            f" the sidecar gives it to the agent in {names.ENV_TOKEN}",
-        )
-
-
-def _too_late(call: Call) -> TimedOut:
-    return TimedOut(
-        "DEADLINE_PASSED",
-        f"the deadline of this call to {call.method} had passed when it came; nothing"
-        " was sent: give it more time",
-    )
-
-
-def _killed(reason: str) -> Transient:
-    return Transient(
-        answers.CALLS_KILLED,
-        f"an operator stopped retries and deliveries ({reason}); nothing was sent:"
-        " wait until the switch is released",
-    )

@@ -77,6 +77,7 @@ class Attempt:
         self._handle = handle
         self._tasks = parts.tasks
         self._clock = parts.clock
+        self._guard = parts.guard
         self._options = parts.options
         self._shapes = parts.shapes
         self._mark = handle.mark()
@@ -148,23 +149,29 @@ class Attempt:
         self._handle.opened()
         replay = self._caller.replay
         channel, timeout_s = self._handle.channel, self._go.timeout_s
-        if self._go.answer_s is not None:
-            self._cut_timer = asyncio.get_running_loop().call_later(
-                self._go.answer_s, self._cut
-            )
         request = replay.only_message
         if request is not None:
             # Headers, message and half-close in one piece; whether one response or
             # many come back does not matter to it.
             unary: Any = channel.unary_stream(self._method)
             self._call = unary(request, metadata=metadata, timeout=timeout_s)
+            self._sent()
             return
         self._call = channel.stream_stream(self._method)(
             metadata=metadata, timeout=timeout_s
         )
         self._cursor = replay.cursor()
-        self._pump = Pump(self._call, self._cursor)
+        self._pump = Pump(self._call, self._cursor, self._sent)
         self._writer = self._tasks.spawn("wire.write", self._pump.run())
+
+    def _sent(self) -> None:
+        """Wait for an answer from now on: the whole request is on its way."""
+        go = self._go
+        self._guard.sent(go.permit, go.attempt, self._clock.monotonic())
+        if go.answer_s is not None and not self._is_claimed:
+            self._cut_timer = asyncio.get_running_loop().call_later(
+                go.answer_s, self._cut
+            )
 
     async def _relay(self) -> Outcome:
         try:

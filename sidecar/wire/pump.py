@@ -1,5 +1,6 @@
 """Sends a request upstream: what is kept first, then message by message."""
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
@@ -14,9 +15,16 @@ attempt's outcome: the status says why."""
 class Pump:
     """The request side of one attempt; see `replay.Sender`."""
 
-    def __init__(self, call: Any, cursor: Cursor) -> None:  # noqa: ANN401 - grpc.aio's call objects are in no public protocol
+    def __init__(
+        self,
+        call: Any,  # noqa: ANN401 - grpc.aio's call objects are in no public protocol
+        cursor: Cursor,
+        on_sent: Callable[[], None],
+    ) -> None:
+        """Take the call, the way through its request, and who is told of the end."""
         self._call = call
         self._cursor = cursor
+        self._on_sent = on_sent
         self.is_sending = False
         """The library is at work and must not be cancelled: it would never free what
         it works with. When its call is cancelled it ends by itself."""
@@ -71,3 +79,4 @@ class Pump:
             await self._call.done_writing()
         finally:
             self.is_sending = False
+        self._on_sent()

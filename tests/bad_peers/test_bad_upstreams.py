@@ -23,7 +23,7 @@ GRPCIO_EATS_MEMORY = {"goaway-with-settings"}
 LARGE = b"r" * (64 << 10)
 AGAIN = (
     *("goaway-unanswered", "rst-refused-after-nothing", "http-503"),
-    *("garbage", "closes-before-answer", "silent"),
+    *("garbage", "closes-before-answer"),
 )
 
 

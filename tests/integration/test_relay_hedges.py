@@ -211,6 +211,25 @@ async def test_a_probe_that_answers_in_time_is_not_cut(relay):
     assert [message async for message in call] == [b"first", b"last"]
 
 
+async def test_the_guard_hears_when_a_request_is_complete(relay):
+    """At once for one message, at the half-close for a stream."""
+    heard = []
+    sent = relay.real.sent
+    relay.real.sent = lambda *args: (heard.append(args[1]), sent(*args))
+    assert await relay.unary("Echo", b"x") == b"x"
+    assert heard == [0]
+
+    call = relay.stream("Echo")
+    for message in (b"1", b"2", b"3"):
+        await call.write(message)
+        assert await call.read() == message
+    assert heard == [0]
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+
+    assert heard == [0, 0]
+
+
 class Faulty:
     """Wants one thing to go wrong."""
 

@@ -61,8 +61,11 @@ class GuardRig:
         )
 
     def begin(self, method=METHOD, **given):
-        """Begin a call now."""
-        return self.guard.begin(self.call(method, **given), self.now)
+        """Begin a call now, whose request is one message."""
+        verdict = self.guard.begin(self.call(method, **given), self.now)
+        if isinstance(verdict, Go):
+            self.guard.sent(verdict.permit, verdict.attempt, self.now)
+        return verdict
 
     def go(self, method=METHOD, **given):
         """Begin a call that must be admitted."""
@@ -107,6 +110,7 @@ class GuardRig:
         self.now += retry.after_s
         again = self.guard.attempt(go.permit, self.now)
         assert isinstance(again, Go), again
+        self.guard.sent(again.permit, again.attempt, self.now)
         return again
 
     def fail(self, method=METHOD, code=UNAVAILABLE, **given):

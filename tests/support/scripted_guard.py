@@ -22,7 +22,7 @@ class ScriptedGuard:
         self.upstream = upstream
         self.on_begin = self.on_attempt = self.on_ended = self.on_resolved = None
         self.calls, self.outcomes, self.cancels, self.results = [], [], [], []
-        self.attempted, self.answers = [], []
+        self.attempted, self.sents, self.answers = [], [], []
         self.ticks = self.finished = 0
         self.tokens = itertools.count(1)
         self.open = {}
@@ -42,6 +42,9 @@ class ScriptedGuard:
 
     def due(self, permit, now):
         return None
+
+    def sent(self, permit, attempt, now):
+        self.sents.append(attempt)
 
     def answered(self, permit, attempt, now):
         if permit.state != attempt:

@@ -14,6 +14,7 @@ from sidecar.wire.options import WireOptions
 from sidecar.wire.parts import Parts
 from sidecar.wire.replay import Replay
 from sidecar.wire.upstreams import Mark
+from tests.support.scripted_guard import ScriptedGuard
 
 
 class Upstream:
@@ -96,7 +97,13 @@ async def make():
     """Return a function that starts an attempt."""
     tasks = Tasks(lambda report: None, SystemClock())
     parts = Parts(
-        None, None, None, SystemClock(), SystemRng(), tasks, WireOptions(commit_s=0.01)
+        ScriptedGuard(),
+        None,
+        None,
+        SystemClock(),
+        SystemRng(),
+        tasks,
+        WireOptions(commit_s=0.01),
     )
 
     def start(upstream, caller):

@@ -320,3 +320,31 @@ def test_a_busy_sidecar_does_not_blame_the_callee(rig):
     live(rig, 4.0)
 
     assert rig.guard.circuit("shop" + METHOD).open_count == 1
+
+
+def test_a_caller_that_is_still_sending_makes_nobody_slow(rig):
+    """An upload may take minutes; its callee is not late before it is complete."""
+    calls = [rig.guard.begin(rig.call(), rig.now) for _ in range(10)]
+    live(rig, 60.0)
+    assert rig.state() == "closed"
+
+    for go in calls[:5]:
+        rig.guard.sent(go.permit, go.attempt, rig.now)
+    live(rig, 2.5)
+
+    assert rig.state() == "open"
+
+
+def test_an_answer_to_an_unfinished_request_says_nothing_about_what_is_usual(rig):
+    """A conversation's first word comes when it comes."""
+    for _ in range(10):
+        go = rig.guard.begin(rig.call(), rig.now)
+        live(rig, 30.0)
+        rig.guard.answered(go.permit, go.attempt, rig.now)
+        rig.end(go)
+    for _ in range(5):
+        rig.go()
+
+    live(rig, 2.5)
+
+    assert rig.state() == "open"
