@@ -6,7 +6,6 @@ the others. The end goes the other way round.
 """
 
 import asyncio
-import dataclasses
 import logging
 import os
 import signal
@@ -23,7 +22,6 @@ from outrigger.core.event_log import EventLog
 from outrigger.core.events import CircuitMoved, LetterMoved, Payload
 from outrigger.core.reopening import keep_open
 from outrigger.core.rng import SystemRng, new_instance_id
-from outrigger.core.rpc.errors import details_metadata, retry_hint_s
 from outrigger.core.rpc.server import bind
 from outrigger.core.state_dir import StateDirectory
 from outrigger.core.tasks import Tasks
@@ -31,27 +29,22 @@ from outrigger.v1 import agent_pb2
 from sidecar import credentials
 from sidecar.agent.actuators import Command, OnExit, ProcessActuator
 from sidecar.agent.app_port import accepts
-from sidecar.agent.doorway import Doorway
-from sidecar.agent.inbound import APP, InboundGuard
 from sidecar.agent.leases import KeepAwakeLeases
 from sidecar.agent.ports import SleepMode, SupervisorPorts, SupervisorSettings
 from sidecar.agent.records import LifecycleRecords
 from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
 from sidecar.agent.traffic import Side, Traffic
-from sidecar.call.descriptor import Answer, Metadata, Resolution
-from sidecar.call.faults import FaultLayer
-from sidecar.call.guard import CallGuard
+from sidecar.call.descriptor import Metadata
 from sidecar.call.metadata import without_credentials
-from sidecar.call.records import CircuitKeeper, CircuitRecords
-from sidecar.call.routes import Routes, Upstream
-from sidecar.call.tap import TapHub
+from sidecar.call_path import CallPath, Shared
 from sidecar.checkpoints.heap import bound_arenas
 from sidecar.checkpoints.limits import Limits
 from sidecar.checkpoints.store import CheckpointStore
 from sidecar.checkpoints.transfer import CheckpointServicer
 from sidecar.config import SidecarConfig
 from sidecar.ending import Step, end_all
+from sidecar.inbound_path import InboundPath
 from sidecar.letters.census import LetterCensus
 from sidecar.letters.delivery import Delivery
 from sidecar.letters.journal import Journal
@@ -59,7 +52,7 @@ from sidecar.load.meter import Meter
 from sidecar.load.reporter import Reporter
 from sidecar.load.sampler import Sampler
 from sidecar.policy.activity import Evidence
-from sidecar.policy.letter import Letter, LetterLimits, delivery_metadata
+from sidecar.policy.letter import LetterLimits
 from sidecar.rpc.circuits import CircuitServicer
 from sidecar.rpc.faults import FaultServicer
 from sidecar.rpc.letters import LetterServicer
@@ -69,11 +62,6 @@ from sidecar.rpc.status import Status
 from sidecar.rpc.tap import TapServicer
 from sidecar.rpc.upstreams import UpstreamServicer
 from sidecar.schema import schema
-from sidecar.wire.grpcio import GrpcioWire, Listener
-from sidecar.wire.options import WireOptions
-from sidecar.wire.protocol import Sent
-from sidecar.wire.surroundings import Surroundings
-from sidecar.wire.upstreams import UpstreamChannels
 
 _log = logging.getLogger("outrigger.sidecar")
 
@@ -109,22 +97,22 @@ class Sidecar:
         self._database = database
         self._events = EventLog(agent_id=config.agent_id, clock=clock)
         self._tasks = Tasks(self._publish, clock)
+        self._shared = Shared(
+            clock=clock, rng=self._rng, tasks=self._tasks, publish=self._publish
+        )
         self._admin_token = state.token(names.ADMIN_TOKEN_FILE)
         self._agent_token = credentials.agent_token(config, state)
         self._journal = self._make_journal()
         self._checkpoints = self._make_checkpoints()
         self._census = LetterCensus(self._journal, clock)
-        self._guard, self._routes = self._make_guard()
-        self._circuits = CircuitKeeper(CircuitRecords(database), self._guard, clock)
-        self._channels = UpstreamChannels(
-            config.upstreams,
-            self._upstream_ready,
-            tasks=self._tasks,
-            surroundings=Surroundings(
-                clock=clock, rng=self._rng, publish=self._publish
-            ),
+        self._calls = CallPath(
+            config,
+            self._shared,
+            database=database,
+            letters=self._journal,
+            token=self._agent_token,
+            on_ready=lambda name: self._delivery.nudge(name),  # noqa: PLW0108 - made later
         )
-        self._wire = self._make_wire()
         self._delivery = self._make_delivery()
         self._leases = KeepAwakeLeases(new_instance_id)
         self._addresses = agent_pb2.SidecarAddresses()
@@ -136,22 +124,10 @@ class Sidecar:
         }
         """Read at each start of the agent; the outbound address joins when bound."""
         self._supervisor = self._make_supervisor()
-        self._doorway = Doorway(
-            self._supervisor, connect=self._connect_app, tasks=self._tasks
-        )
-        self._inbound = InboundGuard(
-            awake=lambda: self._doorway.is_open,
-            wake=self._doorway.wake,
-            on_call=self._supervisor.activity,
-            resolve=self._resolve_held,
-            details=details_metadata,
-            hold_max_s=config.hold_max_s,
-        )
-        self._inbound_channels = UpstreamChannels({}, lambda _: None, tasks=self._tasks)
-        self._inbound_wire = self._make_inbound_wire()
+        self._inbound = InboundPath(config, self._shared, self._supervisor)
         self._traffic = Traffic(
-            Side(self._guard.counts, self._wire.open_streams),
-            Side(self._inbound.counts, self._inbound_wire.open_streams),
+            Side(self._calls.guard.counts, self._calls.wire.open_streams),
+            Side(self._inbound.guard.counts, self._inbound.wire.open_streams),
             clock=clock,
         )
         self._meter = self._make_meter()
@@ -190,84 +166,17 @@ class Sidecar:
             publish=self._publish,
         )
 
-    def _make_guard(self) -> tuple[CallGuard, Routes]:
-        config = self._config
-        routes = Routes(
-            [Upstream(name) for name in config.upstreams],
-            config.rules,
-            prefixes=config.services,
-        )
-        guard = CallGuard(
-            routes,
-            dataclasses.replace(
-                config.guard,
-                token=self._agent_token if config.outbound_token else None,
-            ),
-            publish=self._publish,
-            now=self._clock.monotonic(),
-            details=details_metadata,
-            retry_hint=retry_hint_s,
-            resolve=lambda token, result: self._wire.resolve(token, result),  # noqa: PLW0108 - made later
-        )
-        return guard, routes
-
-    def _make_wire(self) -> GrpcioWire:
-        config, folder = self._config, self._state.path
-        return GrpcioWire(
-            self._guard,
-            self._channels,
-            letters=self._journal,
-            clock=self._clock,
-            rng=self._rng,
-            tasks=self._tasks,
-            listen=(
-                Listener(
-                    address=config.outbound.address,
-                    flag="--outbound",
-                    tls=config.tls,
-                    may_move=config.outbound.may_move,
-                ),
-                Listener(
-                    address=f"unix:{folder / names.OUTBOUND_SOCKET}", flag="--state"
-                ),
-            ),
-            options=WireOptions(replay_bytes=config.replay_bytes),
-        )
-
-    def _make_inbound_wire(self) -> GrpcioWire:
-        inbound = self._config.inbound
-        listen = () if inbound is None else (inbound,)
-        return GrpcioWire(
-            self._inbound,
-            self._inbound_channels,
-            letters=None,
-            clock=self._clock,
-            rng=self._rng,
-            tasks=self._tasks,
-            listen=[
-                Listener(
-                    address=one.address,
-                    flag="--inbound",
-                    tls=self._config.tls,
-                    may_move=one.may_move,
-                )
-                for one in listen
-            ],
-        )
-
     def _make_delivery(self) -> Delivery:
         return Delivery(
             self._journal,
-            self._send,
+            self._calls.send,
             clock=self._clock,
             rng=self._rng,
             tasks=self._tasks,
             publish=self._publish,
-            upstreams=self._routes.upstreams,
-            unsafe=self._is_unsafe,
-            retry_after=lambda upstream, method: self._guard.circuit_retry_after_s(
-                upstream, method, self._clock.monotonic()
-            ),
+            upstreams=self._calls.routes.upstreams,
+            unsafe=self._calls.is_unsafe,
+            retry_after=self._calls.retry_after_s,
         )
 
     def _make_supervisor(self) -> Supervisor:
@@ -315,8 +224,8 @@ class Sidecar:
     def _make_status(self) -> Status:
         return Status(
             snapshot=self._supervisor.snapshot,
-            outbound=self._guard.counts,
-            inbound=self._inbound.counts,
+            outbound=self._calls.guard.counts,
+            inbound=self._inbound.guard.counts,
             traffic=self._traffic,
             leases=self._leases,
             meter=self._meter,
@@ -347,7 +256,7 @@ class Sidecar:
         )
 
     def _make_servicers(self) -> Servicers:
-        agent_id, clock = self._config.agent_id, self._clock
+        agent_id, clock, calls = self._config.agent_id, self._clock, self._calls
         return Servicers(
             attach=AttachServicer(
                 self._supervisor,
@@ -362,20 +271,18 @@ class Sidecar:
                 on_saved=self._supervisor.checkpoint_saved,
             ),
             circuits=CircuitServicer(
-                self._guard, clock, self._events, stored=self._circuits.store
+                calls.guard, clock, self._events, stored=calls.circuits.store
             ),
             faults=FaultServicer(
-                FaultLayer(
-                    self._guard, clock=clock, tasks=self._tasks, publish=self._publish
-                ),
+                calls.faults,
                 clock,
                 allowed=self._config.allow_faults,
-                upstreams=self._routes.upstreams,
+                upstreams=calls.routes.upstreams,
             ),
             letters=LetterServicer(
                 self._journal,
-                route=self._route,
-                unsafe=self._is_unsafe,
+                route=calls.route,
+                unsafe=calls.is_unsafe,
                 redact=_redacted,
                 clock=clock,
                 rng=self._rng,
@@ -390,8 +297,8 @@ class Sidecar:
                 },
                 pid=os.getpid(),
             ),
-            tap=TapServicer(TapHub(self._guard.watch), clock),
-            upstreams=UpstreamServicer(self._channels.views, self._guard.places),
+            tap=TapServicer(calls.tap, clock),
+            upstreams=UpstreamServicer(calls.channels.views, calls.guard.places),
         )
 
     # Life.
@@ -406,14 +313,11 @@ class Sidecar:
             OutriggerError: it cannot start; the message says why.
         """
         await self._journal.recover()
-        await self._circuits.recover()
+        await self._calls.circuits.recover()
         self._has_recovered = True
         await self._census.count()
-        await self._channels.start()
-        await self._wire.start()
-        await self._inbound_channels.start()
-        if self._config.inbound is not None:
-            await self._inbound_wire.start()
+        await self._calls.start()
+        await self._inbound.start()
         addresses = self._bind_api()
         # Whoever asks the API, and the controller, must not hear of the agent before
         # its record was read; the agent's first call waits in the socket's backlog.
@@ -443,15 +347,15 @@ class Sidecar:
         await end_all(self._endings(), self._publish)
 
     def _endings(self) -> Iterator[Step]:
-        yield "wire.stop", lambda: self._wire.stop(_GRACE_S)
-        yield "inbound.stop", lambda: self._inbound_wire.stop(_GRACE_S)
+        yield "wire.stop", lambda: self._calls.wire.stop(_GRACE_S)
+        yield "inbound.stop", lambda: self._inbound.wire.stop(_GRACE_S)
         yield "agent.stop", self._supervisor.stop
         if self._has_recovered:
             yield "delivery.stop", lambda: self._delivery.stop(_GRACE_S)
-            yield "circuits.store", self._circuits.store
+            yield "circuits.store", self._calls.circuits.store
         yield "api.stop", lambda: self._api.stop(_GRACE_S / 2)
-        yield "channels.close", self._channels.close
-        yield "inbound.close", self._inbound_channels.close
+        yield "channels.close", self._calls.channels.close
+        yield "inbound.close", self._inbound.channels.close
         yield "tasks.close", self._tasks.close
         yield "checkpoints.close", self._checkpoints.close
 
@@ -467,19 +371,19 @@ class Sidecar:
         )
         self._addresses.api = api
         self._addresses.api_tcp = api_tcp
-        self._addresses.outbound = self._wire.addresses[0]
+        self._addresses.outbound = self._calls.wire.addresses[0]
         # Under TLS the agent takes the socket: it has no certificate, and an address
         # such as 0.0.0.0 is none to call.
-        self._agent_environment[names.ENV_OUTBOUND] = self._wire.addresses[
+        self._agent_environment[names.ENV_OUTBOUND] = self._calls.wire.addresses[
             0 if config.tls is None else 1
         ]
         if config.inbound is not None:
-            self._addresses.inbound = self._inbound_wire.addresses[0]
+            self._addresses.inbound = self._inbound.wire.addresses[0]
         return {
             "agent_id": config.agent_id,
             "pid": os.getpid(),
             "outbound": self._addresses.outbound,
-            "outbound_socket": self._wire.addresses[1],
+            "outbound_socket": self._calls.wire.addresses[1],
             "api": api,
             "api_tcp": api_tcp,
             "inbound": self._addresses.inbound,
@@ -488,7 +392,7 @@ class Sidecar:
     def _spawn_loops(self) -> None:
         tasks = self._tasks
         _ = tasks.spawn_forever("delivery", self._delivery.run)
-        _ = tasks.spawn_forever("circuits on disk", self._circuits.run)
+        _ = tasks.spawn_forever("circuits on disk", self._calls.circuits.run)
         _ = tasks.spawn_forever("live letters", self._census.run)
         _ = tasks.spawn_forever("database", self._keep_database_open)
         if self._config.measure:
@@ -516,7 +420,7 @@ class Sidecar:
 
     def _publish(self, payload: Payload) -> object:
         if isinstance(payload, CircuitMoved):
-            self._circuits.moved()
+            self._calls.circuits.moved()
             if payload.after == "closed":
                 self._delivery.nudge(payload.circuit.partition("/")[0])
         elif isinstance(payload, LetterMoved):
@@ -526,20 +430,10 @@ class Sidecar:
     async def _keep_database_open(self) -> None:
         await keep_open(self._database, clock=self._clock, publish=self._publish)
 
-    def _upstream_ready(self, name: str) -> None:
-        self._guard.connection_ready(name, self._clock.monotonic())
-        self._delivery.nudge(name)
-
     def _agent_moved(self) -> None:
-        self._doorway.agent_moved(self._inbound)
+        self._inbound.agent_moved()
         if self._reporter is not None:
             self._reporter.poke()
-
-    async def _connect_app(self, address: str | None) -> None:
-        await self._inbound_wire.set_target(APP, address)
-
-    def _resolve_held(self, token: int, result: Resolution) -> None:
-        self._inbound_wire.resolve(token, result)
 
     async def _commanded_sleep(self, seen_epoch: int, reason: str) -> agent_pb2.Agent:
         self._supervisor.request_sleep(seen_epoch, reason)
@@ -549,26 +443,13 @@ class Sidecar:
         self._supervisor.request_wake(seen_epoch, reason)
         return self._status.agent()
 
-    async def _send(self, letter: Letter, timeout_s: float) -> Sent | Answer:
-        return await self._wire.send(
-            letter.upstream,
-            letter.method,
-            delivery_metadata(letter),
-            letter.request or b"",
-            timeout_s,
-        )
-
-    def _route(self, method: str, upstream: str) -> str:
-        return self._routes.route(method, upstream or None).upstream
-
-    def _is_unsafe(self, upstream: str, method: str) -> bool:
-        return self._routes.route(method, upstream).rule.unsafe
-
     def _evidence(self, cpu_ratio: float | None) -> Evidence:
         return Evidence(
             calls_in_flight=self._traffic.calls(),
             leases=self._leases.count(self._clock.monotonic()),
-            last_call=max(self._guard.last_activity, self._inbound.last_activity),
+            last_call=max(
+                self._calls.guard.last_activity, self._inbound.guard.last_activity
+            ),
             stream_messages=self._traffic.streams(),
             cpu_ratio=cpu_ratio,
         )
