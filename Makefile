@@ -1,7 +1,7 @@
 # Everything a stranger needs: `make run` and `make test`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test lint proto proto-check bench bench-call bench-compare bench-guard bench-resilience chaos interop clean
+.PHONY: help setup run test lint proto proto-check bench bench-call bench-compare bench-guard bench-resilience bench-soak chaos interop clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -68,6 +68,9 @@ bench-guard: setup ## what deciding about one healthy call costs
 
 bench-resilience: $(BENCH_STAMP) ## outages, black holes and storms, beside Envoy
 	$(BENCH_VENV)/bin/python -P -m bench.resilience
+
+bench-soak: $(BENCH_STAMP) ## a million calls, one in ten cancelled: what grows?
+	$(BENCH_VENV)/bin/python -P -m bench.soak
 
 chaos: setup ## kill each part ten times; time to recovery
 	$(BIN)/python -P -m bench.chaos

@@ -110,7 +110,8 @@ def test_every_mistake_of_a_file_is_told_at_once(tmp_path):
     result = refused("sidecar", tmp_path / "s", "--config", tmp_path / "f.toml")
 
     assert result.code == 2
-    for said in ("3 mistakes", "did you mean agent_id?", "colour", "off, on, always"):
+    letters = '"off" or "on" or "always"'
+    for said in ("3 mistakes", "did you mean agent_id?", "colour", letters):
         assert said in result.err
 
 

@@ -182,22 +182,24 @@ async def test_calls_beyond_the_limit_are_refused():
 async def test_calls_against_sleeps_at_random_moments():
     """Whatever the moment, each call is answered."""
     async with sleeper() as agent:
-        answers = []
+        answers, callers = [], []
 
         async def caller(number):
-            for _ in range(15):
+            made = 0
+            while made < 15 or agent.wakes < 3:
                 call = agent.unary(timeout=10)
                 answers.append(await call.code())
-                await asyncio.sleep(0.001 * number)
+                await asyncio.sleep(0.001 * number * (1 + made // 15))
+                made += 1
+            callers.append(number)
 
         async def nap():
-            while len(answers) < 60:
+            while len(callers) < 4:
                 await asyncio.sleep(0.01)
                 # As the supervisor does: never with a call in flight.
                 if agent.server is not None and agent.guard.counts.in_flight == 0:
                     await agent.sleep()
 
         await asyncio.gather(*(caller(number) for number in range(4)), nap())
-        assert len(answers) == 60
+        assert len(answers) >= 60
         assert set(answers) == {grpc.StatusCode.OK}
-        assert agent.wakes > 1
