@@ -26,7 +26,7 @@ from tests.support.processes import PYTHON, Running, Stack, operator, wait_for
 
 CALLS = 1_000_000
 SAMPLES = 40
-OTHERS_SHARE = 0.25
+OTHERS_SHARE = 0.1
 """Calls of the pass-through and the direct path for each one of the sidecar."""
 SETTLED = 0.25
 """Share of the samples left out: caches and arenas fill first."""
