@@ -114,6 +114,7 @@ class Attempt:
         except grpc.aio.UsageError:  # the channel was closed while we waited
             error = local.no_channel(self._handle.name)
             return local.outcome(error, committed=self._is_committed)
+        self._handle.opened()
         try:
             return await self._relay()
         finally:
@@ -146,7 +147,6 @@ class Attempt:
         return self._caller.is_committed or self._caller.replay.has_overflowed
 
     def _open(self, metadata: Trailers) -> None:
-        self._handle.opened()
         replay = self._caller.replay
         channel, timeout_s = self._handle.channel, self._go.timeout_s
         request = replay.only_message

@@ -184,6 +184,7 @@ async def test_a_channel_that_closes_before_a_call_is_no_defect():
         call = relay.stream("Echo", timeout=10)
         await call.write(b"more may come")
         await until(lambda: relay.guard.calls)
+        handle = relay.targets.get("up")
         await relay.wire.set_target("up", None)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         trailers = grpc.aio.Metadata(*await call.trailing_metadata())
@@ -191,6 +192,7 @@ async def test_a_channel_that_closes_before_a_call_is_no_defect():
         (outcome,) = relay.guard.outcomes
         assert (outcome.origin, outcome.committed) == (Origin.LOCAL, False)
         assert "nothing was sent" in outcome.message
+        assert handle.open_attempts == 0
         assert relay.reports == []
         await relay.wire.set_target("up", relay.target)
 
