@@ -6,6 +6,7 @@ import grpc.aio
 import pytest
 
 from sidecar.call.descriptor import Finish, Letter, LetterTaken, Origin, Retry
+from sidecar.wire.attempt import Attempt
 from sidecar.wire.options import WireOptions
 from tests.support.echo_upstream import until
 from tests.support.raw_http2 import RawUpstream
@@ -269,3 +270,32 @@ async def test_committed_stream_keeps_nothing(relay):
     assert list(caller.replay._messages) == []
     await call.done_writing()
     await call.code()
+
+
+async def test_nothing_of_the_library_is_cancelled_half_way(relay, monkeypatch):
+    """What grpcio has begun and is cancelled is never freed: it ends by itself."""
+    asked, respond = [], Attempt._respond
+
+    async def watched(self):
+        try:
+            await respond(self)
+        except asyncio.CancelledError:
+            asked.append(asyncio.current_task().cancelling())
+            raise
+
+    monkeypatch.setattr(Attempt, "_respond", watched)
+
+    async def endless(_, context):
+        while True:
+            await context.write(b"x")
+            await asyncio.sleep(0.001)
+
+    relay.echo.extra["Endless"] = endless
+    for _ in range(5):
+        call = relay.stream("Endless")
+        await call.done_writing()
+        await call.read()
+        call.cancel()
+    await until(lambda: len(relay.guard.cancels) == 5)
+
+    assert 1 not in asked

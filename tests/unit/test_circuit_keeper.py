@@ -137,3 +137,15 @@ async def test_what_changes_nothing_stores_nothing(circuits):
         await circuits.isolate("nobody")
 
     assert circuits.guard.circuit("a").state == "closed"
+
+
+async def test_a_circuit_ages_while_no_sidecar_runs(circuits):
+    """Open for ten seconds, and a minute passes before the next one starts."""
+    circuits.guard.isolate("a", "by hand", circuits.clock.monotonic())
+    circuits.clock.advance(10.0)
+    await circuits.keeper.store()
+
+    (kept,) = await circuits.records.load(circuits.clock.wall() + 60.0)
+    assert kept.age_s == pytest.approx(70.0)
+    (kept,) = await circuits.records.load(circuits.clock.wall() - 3600.0)
+    assert kept.age_s == pytest.approx(10.0)

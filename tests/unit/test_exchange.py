@@ -101,3 +101,36 @@ async def test_a_caller_whose_time_is_up_is_late(deadline_s, early_s):
 async def test_a_caller_with_time_left_has_cancelled(deadline_s, early_s):
     """However long its deadline was: no letter is taken that nobody hears of."""
     assert await left(deadline_s, early_s) == ([], 1)
+
+
+class Hesitant(ScriptedGuard):
+    """Says that a hedge is due, and by the time it is asked that none is."""
+
+    def __init__(self):
+        super().__init__()
+        self.dues = [0.0, 0.0, None]
+
+    def due(self, permit, now):
+        return self.dues.pop(0) if self.dues else None
+
+
+async def test_a_hedge_that_is_due_no_more_is_not_made():
+    """An answer may begin in the same moment; who asked anyway would be a defect."""
+    clock, guard, upstream = FakeClock(), Hesitant(), Silent()
+    tasks = Tasks(lambda report: None, clock)
+    parts = Parts(guard, upstream, None, clock, SystemRng(), tasks, WireOptions())
+    running = asyncio.ensure_future(
+        Exchange(parts, Call("id", "/a/B", ()), Caller()).run()
+    )
+    await upstream.asked.wait()
+    async with asyncio.timeout(5):
+        while guard.dues:
+            await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    await tasks.close()
+
+    assert guard.attempted == []

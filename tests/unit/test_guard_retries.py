@@ -1,6 +1,7 @@
 import pytest
 
-from outrigger.core.errors import Bug
+from outrigger.core.errors import Bug, Transient
+from sidecar.call.answers import no_details, refusal
 from sidecar.call.descriptor import (
     Answer,
     Finish,
@@ -290,3 +291,69 @@ def test_the_rules_timeout_bounds_an_attempt():
     assert rig.go(timeout_s=1.0).timeout_s == 1.0
     assert rig.go(timeout_s=9.0).timeout_s == 2.0
     assert rig.go("/acme.Orders/Cancel").timeout_s is None
+
+
+BUSY = 8
+
+
+def test_a_busy_callee_is_asked_again_at_its_own_pace():
+    """RESOURCE_EXHAUSTED: the first wait is up to a second, not a twentieth of one."""
+    rig = GuardRig({"match": METHOD, "idempotent": True})
+
+    busy, away = rig.fail(code=BUSY, draw=0.5), rig.fail(code=UNAVAILABLE, draw=0.5)
+
+    assert (busy.after_s, away.after_s) == (0.5, 0.025)
+
+
+def test_a_busy_callee_costs_half_a_token():
+    """Its answers are cheap, and such retries come far apart."""
+    budget = BudgetSettings(ratio=0.0, minimum=1)
+    granted = {}
+    for code in (BUSY, UNAVAILABLE):
+        rig = GuardRig(
+            {"match": METHOD, "idempotent": True},
+            settings=GuardSettings(budget=budget),
+        )
+        ends = [rig.fail(code=code) for _ in range(4)]
+        granted[code] = sum(isinstance(end, Retry) for end in ends)
+
+    assert granted == {BUSY: 2, UNAVAILABLE: 1}
+
+
+def test_a_rule_may_name_the_statuses_to_retry_on():
+    """Those and no others, whatever the method is declared to be."""
+    rig = GuardRig({"match": METHOD, "retry_on": ("ABORTED", "INTERNAL")})
+
+    assert isinstance(rig.fail(code=10), Retry)
+    assert isinstance(rig.fail(code=13), Retry)
+    assert isinstance(rig.fail(code=UNAVAILABLE), Finish)
+
+
+@pytest.mark.parametrize(
+    ("rule", "waits"),
+    [
+        ({"backoff_s": 2.0, "backoff_max_s": 3.0}, [1.0, 1.5]),
+        ({"backoff_s": 4.0}, [2.0, 2.0]),
+        ({"backoff_max_s": 0.01}, [0.005, 0.005]),
+    ],
+)
+def test_a_rule_may_say_how_long_to_wait(rule, waits):
+    """One bound alone moves the other where they would contradict each other."""
+    rig = GuardRig({"match": METHOD, **rule})
+    go, seen = rig.go(), []
+    for _ in waits:
+        retry = rig.end(go, UNAVAILABLE, draw=0.5)
+        seen.append(retry.after_s)
+        rig.now += retry.after_s
+        go = rig.guard.attempt(go.permit, rig.now)
+
+    assert seen == pytest.approx(waits)
+
+
+def test_a_push_back_of_ours_is_never_nought():
+    """A grpcio caller with a retry policy of its own stalls on 0."""
+    error = Transient("SOON", "at once", retry_after_s=0.0)
+
+    answer = refusal(error, "circuit", no_details)
+
+    assert dict(answer.trailers)[PUSHBACK] == "1"
