@@ -35,8 +35,7 @@ from sidecar.agent.records import LifecycleRecords
 from sidecar.agent.session import AttachServicer
 from sidecar.agent.supervisor import Supervisor
 from sidecar.agent.traffic import Side, Traffic
-from sidecar.call.descriptor import Metadata
-from sidecar.call.metadata import without_credentials
+from sidecar.call.metadata import storable
 from sidecar.call_path import CallPath, Shared
 from sidecar.checkpoints.heap import bound_arenas
 from sidecar.checkpoints.limits import Limits
@@ -283,7 +282,7 @@ class Sidecar:
                 self._journal,
                 route=calls.route,
                 unsafe=calls.is_unsafe,
-                redact=_redacted,
+                redact=storable,
                 clock=clock,
                 rng=self._rng,
             ),
@@ -394,7 +393,10 @@ class Sidecar:
         _ = tasks.spawn_forever("delivery", self._delivery.run)
         _ = tasks.spawn_forever("circuits on disk", self._calls.circuits.run)
         _ = tasks.spawn_forever("live letters", self._census.run)
-        _ = tasks.spawn_forever("database", self._keep_database_open)
+        _ = tasks.spawn_forever(
+            "database",
+            lambda: keep_open(self._database, clock=self._clock, publish=self._publish),
+        )
         if self._config.measure:
             _ = tasks.spawn_forever("meter", self._meter.run)
         if self._reporter is not None:
@@ -427,9 +429,6 @@ class Sidecar:
             self._census.moved()
         return self._events.publish(payload)
 
-    async def _keep_database_open(self) -> None:
-        await keep_open(self._database, clock=self._clock, publish=self._publish)
-
     def _agent_moved(self) -> None:
         self._inbound.agent_moved()
         if self._reporter is not None:
@@ -453,13 +452,6 @@ class Sidecar:
             stream_messages=self._traffic.streams(),
             cpu_ratio=cpu_ratio,
         )
-
-
-def _redacted(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-    ours = names.OWN_METADATA_PREFIX
-    return tuple(
-        without_credentials([pair for pair in metadata if not pair[0].startswith(ours)])
-    )
 
 
 @asynccontextmanager

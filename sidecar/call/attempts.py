@@ -12,12 +12,13 @@ The races, and who wins:
 """
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, cast
 
 from sidecar.call.circuits import Circuits
 from sidecar.call.descriptor import Origin, Outcome
-from sidecar.call.flight import Flight, Try
+from sidecar.call.flight import Flight
 from sidecar.call.standing import MethodStanding
+from sidecar.call.tries import Try
 from sidecar.policy import classify
 from sidecar.policy.active_time import ActiveTime
 from sidecar.policy.circuit import Circuit, CircuitState, FailedCall
@@ -170,7 +171,7 @@ class Attempts:
                     break
                 late.append((tried, flight))
             for tried, flight in late:
-                self._look(flight, tried, now, draw)
+                self._look(cast("Flight", flight), tried, now, draw)
 
     def _timed(self, standing: MethodStanding, tried: Try, now: float) -> None:
         """Learn how long an answer took; not from one that we slept through.

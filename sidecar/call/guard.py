@@ -39,13 +39,14 @@ from sidecar.call.descriptor import (
     Wait,
 )
 from sidecar.call.endings import Endings, Watch
-from sidecar.call.flight import Flight, Hedge, Try
+from sidecar.call.flight import Flight
 from sidecar.call.metadata import asked_of
 from sidecar.call.places import Places, Resolve, full, waited_in_vain
 from sidecar.call.refusals import check_token, killed, too_late
 from sidecar.call.repeats import Times, may_be_repeated, may_hedge, retry_after_s
 from sidecar.call.routes import Routes
 from sidecar.call.standing import GuardSettings, Standings, UpstreamPolicy
+from sidecar.call.tries import Hedge, Try
 from sidecar.policy.active_time import ActiveTime
 from sidecar.policy.circuit import Circuit, CircuitState
 from sidecar.policy.classify import Code

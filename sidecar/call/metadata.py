@@ -67,6 +67,14 @@ def without_credentials(metadata: Metadata) -> Trailers:
     return tuple(pair for pair in metadata if not is_secret(*pair))
 
 
+def storable(metadata: Metadata) -> Trailers:
+    """Return what of an agent's metadata may be stored: neither ours nor secret."""
+    ours = names.OWN_METADATA_PREFIX
+    return without_credentials(
+        [pair for pair in metadata if not pair[0].startswith(ours)]
+    )
+
+
 def is_secret(key: str, value: str | bytes) -> bool:
     """Return whether an entry looks like a credential, by its key or its value."""
     if _NOT_STORED.search(key):

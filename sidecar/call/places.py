@@ -16,6 +16,7 @@ The races, and who wins:
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from outrigger.core.errors import Overloaded
 from sidecar.call.descriptor import Resolution, Resumed, Wait
@@ -61,7 +62,7 @@ class Places:
             return None
         offer = queue.offer(flight.call.agent, flight, expires)
         if offer.evicted is not None:
-            self._tell(offer.evicted)
+            self._tell(cast("Flight", offer.evicted))
         if not offer.accepted:
             return None
         token = flight.token = next(self._tokens)
@@ -98,12 +99,12 @@ class Places:
 
     def _end_late(self, upstream: UpstreamStanding, now: float) -> None:
         for flight in upstream.queue.expired(now) if upstream.queue else ():
-            self._tell(flight)
+            self._tell(cast("Flight", flight))
 
     def _hand_on(self, upstream: UpstreamStanding, now: float) -> None:
         queue, limit = upstream.queue, upstream.limit
         while queue and limit.in_flight < limit.most:
-            flight = queue.pop(now)
+            flight = cast("Flight | None", queue.pop(now))
             if flight is None:
                 # Left until the next tick they would keep newcomers out meanwhile.
                 self._end_late(upstream, now)

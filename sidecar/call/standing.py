@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from sidecar.call.descriptor import Permit
 from sidecar.call.limits import ConcurrencyLimit
 from sidecar.call.routes import MethodRule, Route, Routes
+from sidecar.call.tries import Try
 from sidecar.policy.baseline import Baseline, BaselineSettings
 from sidecar.policy.bounds import Mistake, above, at_least, refuse
 from sidecar.policy.budget import BudgetSettings, RetryBudget
@@ -16,9 +18,6 @@ from sidecar.policy.fair_queue import FairQueue
 from sidecar.policy.gradient import Gradient, GradientSettings
 from sidecar.policy.median import Median
 from sidecar.policy.retry import RetrySettings
-
-if TYPE_CHECKING:
-    from sidecar.call.flight import Flight, Try  # which know their method's standing
 
 _NEVER: Final = 1 << 30
 _BASELINE: Final = BaselineSettings()
@@ -101,7 +100,7 @@ class UpstreamStanding:
             self.gradient = Gradient(policy.adaptive, now=now)
             most = self.gradient.limit
         self.limit = ConcurrencyLimit(name, most)
-        self.queue: FairQueue[Flight] | None = None
+        self.queue: FairQueue[Permit] | None = None
         if policy.queue:
             self.queue = FairQueue(policy.queue)
         self.budget = RetryBudget(policy.budget, now=now)
@@ -123,7 +122,7 @@ class Pulse:
     def __init__(self, circuit: Circuit) -> None:
         self.circuit = circuit
         self.median = Median()
-        self.flying: dict[Try, Flight] = {}
+        self.flying: dict[Try, Permit] = {}
         """Attempts without an answer that are not known to be slow, with their
         calls, oldest first."""
 
