@@ -18,7 +18,7 @@ DIFFERENCES = {
     ),
     "request_metadata_of_ours": "Keys that begin with outrigger- are for the sidecar.",
     "trailers_of_ours": (
-        "Four trailers only the sidecar may set; a callee could make up a letter's id."
+        "Five trailers only the sidecar may set; a callee could make up a letter's id."
     ),
     "user_agent": "The library of the last hop puts its own name.",
     "authority": (
