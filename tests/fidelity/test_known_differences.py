@@ -92,6 +92,7 @@ async def test_difference_trailers_of_ours(both):
         ("outrigger-letter-refused", "made up"),
         ("outrigger-refused-by", "made up"),
         ("outrigger-attempts", "9"),
+        ("outrigger-fault", "made up"),
         ("outrigger-other", "2"),
     )
 

@@ -134,8 +134,10 @@ async def test_delivery_passes_the_same_guard(relay):
 
 async def test_storm_of_cancellations_leaves_no_place_taken(relay):
     """Whenever callers go, places, probes and counts come back."""
-    # Else a busy machine may cancel them all before there is a connection.
-    await relay.channel.unary_unary(SERVICE + "Echo")(b"x", timeout=5)
+    # One that is surely on its way: a busy machine may cancel the others too soon.
+    sure = relay.channel.unary_unary(SERVICE + "Hang")(b"x", timeout=20)
+    await until(lambda: relay.echo.seen)
+    sure.cancel()
 
     async def one(number):
         name = ("Hang", "Echo", "Flaky")[number % 3]
