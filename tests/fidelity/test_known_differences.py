@@ -85,7 +85,7 @@ async def test_difference_request_metadata_of_ours(both):
 
 
 async def test_difference_trailers_of_ours(both):
-    """A callee's own trailers by our own names are left out; all else stays in order."""
+    """A callee's trailers of our own names are left out; all else stays in order."""
     sent = (
         ("x-a", "1"),
         ("outrigger-letter-id", "made up"),
